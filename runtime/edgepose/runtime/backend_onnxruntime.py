@@ -1,0 +1,49 @@
+"""ONNX Runtime on the CPU: the backend that works everywhere and runs the same quantized file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from edgepose.runtime.backend import Array
+from edgepose.runtime.errors import EdgeposeError, require
+
+
+class OnnxRuntimeBackend:
+    """One InferenceSession with the settings measured for these graphs."""
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        ort = require("onnxruntime")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        # Spinning threads cost 107 % of a core instead of 23 % at the same frame rate.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = ort.InferenceSession(
+                str(path),
+                options,
+                providers=["CPUExecutionProvider"],
+                # It turns quantized Linear layers back into float Gemm: INT8 at 0.55 of FP32's speed.
+                disabled_optimizers=["MatMulAddFusion"],
+            )
+        except Exception as error:  # onnxruntime raises plain RuntimeError subclasses of its own
+            raise EdgeposeError(f"{path.name}: ONNX Runtime cannot load it: {error}") from error
+        self._names = [output.name for output in self._session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name."""
+        return dict(zip(self._names, self._session.run(None, dict(feeds)), strict=True))
+
+    def close(self) -> None:
+        """Free the session."""
+        del self._session
+
+    def __enter__(self) -> OnnxRuntimeBackend:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,160 @@
+"""The portable unit that goes to a board: graphs, spec, golden vectors, records; every byte accounted for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import weakref
+import zipfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgepose.runtime.drafts import draft_file, draft_folder, read_json, sha256
+from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.spec import Spec
+
+FORMAT = "edgepose-bundle"
+VERSION = 1
+INDEX = "bundle.json"
+ZIP_SUFFIX = ".edgepose"
+
+
+class _Unpacked:
+    """A temporary folder that goes when nobody holds it any more."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="edgepose-"))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle: every file was hashed and equals what `bundle.json` says.
+
+    `path` is what the user named (a folder or one `.edgepose` zip), `folder` where the files can be read.
+    """
+
+    path: Path
+    folder: Path
+    spec: Spec
+    provenance: dict[str, Any]
+    files: dict[str, str]  # name -> sha256
+    _unpacked: _Unpacked | None = field(default=None, repr=False)  # lives as long as the bundle
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Open a bundle folder or `.edgepose` file.
+
+        Raises EdgeposeError when it is missing, damaged, foreign or newer.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise EdgeposeError(f"{path}: no such bundle; make one with `edgepose export`")
+        if path.is_dir():
+            return cls._read(path, path, None)
+        unpacked = _Unpacked()
+        _unzip(path, unpacked.folder)
+        return cls._read(path, unpacked.folder, unpacked)
+
+    @classmethod
+    def _read(cls, path: Path, folder: Path, unpacked: _Unpacked | None) -> Bundle:
+        if not (folder / INDEX).is_file():
+            raise EdgeposeError(
+                f"{path}: not an edgepose bundle (no {INDEX}); make one with `edgepose export`"
+            )
+        index = read_json(folder / INDEX, "a bundle index")
+        if not isinstance(index, dict) or index.get("format") != FORMAT:
+            raise EdgeposeError(f"{path}: not an edgepose bundle ({INDEX} is of another kind)")
+        if index.get("version") != VERSION:
+            raise EdgeposeError(
+                f"{path}: bundle version {index.get('version')!r}, this edgepose reads version {VERSION}; "
+                "update edgepose here, or export the bundle again"
+            )
+        try:
+            spec = Spec.from_dict(index["spec"], str(path))
+            bundle = cls(path, folder, spec, dict(index["provenance"]), dict(index["files"]), unpacked)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise EdgeposeError(f"{path}: {INDEX} is damaged ({error!r}); export the bundle again") from error
+        bundle._check_hashes()
+        return bundle
+
+    def _check_hashes(self) -> None:
+        for name, expected in self.files.items():
+            file = self.folder / name
+            if not file.is_file():
+                raise EdgeposeError(f"{self.path}: {name} is missing; copy the bundle again")
+            if sha256(file) != expected:
+                raise EdgeposeError(
+                    f"{self.path}: {name} is damaged (its sha256 differs); copy the bundle again"
+                )
+
+    def graph(self, graph: str, view: str) -> Path:
+        """The file of one view, such as `graph("pose", "int8.ort")`.
+
+        Raises EdgeposeError naming the views there are.
+        """
+        name = f"{graph}.{view}.onnx"
+        if name not in self.files:
+            views = ", ".join(n for n in sorted(self.files) if n.endswith(".onnx"))
+            raise EdgeposeError(f"{self.path}: has no {name}; it has {views or 'no graphs'}")
+        return self.folder / name
+
+    def read(self, name: str, what: str) -> Any:
+        """The value of one of the bundle's JSON files; raises EdgeposeError when the bundle has none."""
+        if name not in self.files:
+            raise EdgeposeError(f"{self.path}: has no {name} ({what})")
+        return read_json(self.folder / name, what)
+
+    def with_files(self, files: dict[str, bytes]) -> Bundle:
+        """Publish the same bundle with these files added or replaced, all at once; opened again."""
+        with tempfile.TemporaryDirectory(prefix="edgepose-") as temporary:
+            folder = Path(temporary) / "bundle"
+            folder.mkdir()
+            for name in self.files:
+                shutil.copy2(self.folder / name, folder / name)
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
+            return publish(folder, self.path, self.spec, self.provenance)
+
+
+def publish(content: Path, path: Path, spec: Spec, provenance: dict[str, Any]) -> Bundle:
+    """Write the files of folder `content` as the bundle `path` (a folder, or a zip by its .edgepose).
+
+    An older bundle of that name is replaced whole. Returns the bundle, opened and so verified.
+    """
+    names = sorted(p.name for p in content.iterdir() if p.name != INDEX)
+    index = {
+        "format": FORMAT,
+        "version": VERSION,
+        "spec": asdict(spec),
+        "provenance": provenance,
+        "files": {name: sha256(content / name) for name in names},
+    }
+    text = json.dumps(index, indent=1, allow_nan=False) + "\n"
+    if path.suffix == ZIP_SUFFIX:
+        with draft_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(INDEX, text)
+            for name in names:
+                archive.write(content / name, name)
+    else:
+        if path.exists() and not (path / INDEX).is_file() and (path.is_file() or any(path.iterdir())):
+            raise EdgeposeError(f"{path}: exists and is not a bundle; choose another --out")
+        with draft_folder(path, replace=True) as temporary:
+            (temporary / INDEX).write_text(text, encoding="utf-8")
+            for name in names:
+                shutil.copy2(content / name, temporary / name)
+    return Bundle.open(path)
+
+
+def _unzip(path: Path, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any("/" in name or name.startswith("..") for name in archive.namelist()):
+                raise EdgeposeError(f"{path}: not an edgepose bundle (its file names leave the archive)")
+            archive.extractall(folder)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise EdgeposeError(
+            f"{path}: not an edgepose bundle, or truncated ({error}); copy it again"
+        ) from error

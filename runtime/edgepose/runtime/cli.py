@@ -1,0 +1,103 @@
+"""The command `edgepose VERB`: one table of verbs, each imported only when it is asked for."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import click
+
+from edgepose.runtime.errors import EdgeposeError
+
+
+class Verb(NamedTuple):
+    """Where a verb lives and its line in `edgepose --help`."""
+
+    target: str  # "module:click command"
+    help: str
+
+
+# In the order of the work. A verb stands here when it works; there are no stubs.
+VERBS = {
+    "doctor": Verb(
+        "edgepose.runtime.verb_doctor:doctor",
+        "Say what this machine can do and what to install for the rest.",
+    ),
+}
+
+EXIT_CODES = """
+Exit codes: 0 done; 1 a gate failed (the figures are printed); 2 something you gave is wrong; 3 a library is
+missing; 4 hardware (camera, port, encoder, GPU); 130 interrupted.
+"""
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+class LazyGroup(click.Group):
+    """A click group that imports a verb's module only to run it or to show its own help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module, _, name = VERBS[cmd_name].target.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, verb.help) for name, verb in VERBS.items()])
+
+
+@click.group(cls=LazyGroup, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("edgepose"), prog_name="edgepose")
+@click.option("-v", "--verbose", is_flag=True, help="Log what is being done to stderr.")
+def edgepose(verbose: bool) -> None:
+    """Take a human-pose network from PyTorch to a camera, and prove what every step cost."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+
+
+def guarded(run: Callable[[], Any]) -> int:
+    """Run a verb; turn what a user can mend into one sentence on stderr and its exit code."""
+    try:
+        run()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except EdgeposeError as error:
+        print(f"edgepose: {error}", file=sys.stderr)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        print("edgepose: interrupted; nothing half-written was left behind", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        print(
+            f"edgepose: {error.filename or 'output'}: the disk is full; free some space and run it again",
+            file=sys.stderr,
+        )
+        return EdgeposeError.exit_code
+    return 0
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(guarded(lambda: edgepose.main(standalone_mode=False)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,14 @@
+"""From a family's graph outputs to poses in the source frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from edgepose.runtime.decode import qrpose
+from edgepose.runtime.poses import F32, Poses
+from edgepose.runtime.preprocess import Letterbox
+
+Decoder = Callable[[Mapping[str, F32], Letterbox], Poses]
+
+# One reader per model family (DESIGN.md: tables, not registries).
+DECODERS: dict[str, Decoder] = {"qrpose": qrpose.decode}

@@ -1,0 +1,75 @@
+"""Nothing half-written: files and folders appear under their name only when they are complete."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgepose.runtime.errors import EdgeposeError
+
+
+@contextlib.contextmanager
+def draft_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to it when the block ends well, removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def draft_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """An empty folder beside `path`, renamed to it when the block ends well, removed when it does not.
+
+    Raises EdgeposeError when `path` exists and is not to be replaced.
+    """
+    if path.exists() and not replace:
+        raise EdgeposeError(f"{path}: exists already; choose another --out or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        temporary.mkdir()
+        yield temporary
+        if path.exists():
+            path.rename(Path(folder) / "replaced")
+        temporary.rename(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented UTF-8 JSON, complete or not at all. Not-a-number is refused (ValueError)."""
+    with draft_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The value in a JSON file; `what` names it in the sentence a user gets when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise EdgeposeError(f"{path}: no such file ({what} was expected)") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise EdgeposeError(f"{path}: not {what}: it is no valid JSON ({error})") from error
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that can still be written below `folder` (or its nearest existing parent)."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(os.fspath(folder)).free

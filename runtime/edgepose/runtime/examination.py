@@ -1,0 +1,160 @@
+"""The examination behind `edgepose doctor`: libraries, GStreamer elements, GPU, board."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from edgepose.runtime.errors import SOURCE
+
+# The distribution's name where it differs from the module's.
+DISTRIBUTION = {
+    "cv2": "opencv-python-headless",
+    "yaml": "PyYAML",
+    "lightning_fabric": "lightning-fabric",
+    "gi": "PyGObject",
+}
+STREAM = ("cv2", "onnxruntime", "gi")
+WORKSTATION = tuple(m for m, source in SOURCE.items() if "workstation" in source)
+
+# Elements by what a stream needs them for; one encoder is enough.
+ELEMENTS = {
+    "cameras, files": ("v4l2src", "rtspsrc", "decodebin", "videoconvert", "appsink"),
+    "RTSP server": ("appsrc", "h264parse", "rtph264pay", "rtpklvpay"),
+}
+ENCODERS = ("nvv4l2h264enc", "nvh264enc", "x264enc", "openh264enc")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the examination.
+
+    `status`: ok, missing (can be installed here) or absent (hardware, a board's own software).
+    """
+
+    purpose: str
+    what: str
+    status: str
+    detail: str = ""
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """Everything that decides which verbs work here, in the order of the work."""
+    return [
+        _python(),
+        *_libraries(),
+        *_gstreamer(),
+        _cameras(),
+        _cuda(),
+        _tensorrt(),
+        _jetpack(),
+        _power_mode(),
+    ]
+
+
+def _python() -> Finding:
+    fits = (3, 10) <= sys.version_info[:2] <= (3, 13)
+    return Finding(
+        "all verbs",
+        "Python",
+        "ok" if fits else "missing",
+        platform.python_version(),
+        "" if fits else "3.10 to 3.13",
+    )
+
+
+def _libraries() -> list[Finding]:
+    return [
+        *(_library("train … verify", module) for module in WORKSTATION),
+        *(_library("stream", module) for module in STREAM),
+    ]
+
+
+def _library(purpose: str, module: str) -> Finding:
+    if importlib.util.find_spec(module) is None:
+        return Finding(purpose, module, "missing", "", SOURCE[module])
+    try:
+        return Finding(purpose, module, "ok", version(DISTRIBUTION.get(module, module)))
+    except PackageNotFoundError:  # a distribution's package without pip metadata
+        return Finding(purpose, module, "ok", "of the system")
+
+
+def _gstreamer() -> list[Finding]:
+    remedy = SOURCE["gi"]
+    try:
+        import gi
+
+        gi.require_version("Gst", "1.0")
+        gi.require_version("GstRtspServer", "1.0")
+        from gi.repository import Gst, GstRtspServer  # noqa: F401  (present or not is the question)
+    except (ImportError, ValueError) as error:
+        return [Finding("stream", "GStreamer", "missing", str(error), remedy)]
+    Gst.init(None)
+    found = [Finding("stream", "GStreamer", "ok", ".".join(map(str, Gst.version()[:3])))]
+    has: Callable[[str], bool] = lambda name: Gst.ElementFactory.find(name) is not None  # noqa: E731
+    for purpose, names in ELEMENTS.items():
+        lacking = [name for name in names if not has(name)]
+        found.append(
+            Finding("stream", purpose, *(("missing", " ".join(lacking), remedy) if lacking else ("ok",)))
+        )
+    encoders = [name for name in ENCODERS if has(name)]
+    found.append(
+        Finding(
+            "stream", "H.264 encoder", *(("ok", " ".join(encoders)) if encoders else ("missing", "", remedy))
+        )
+    )
+    return found
+
+
+def _cuda() -> Finding:
+    """Asks the driver itself: TensorRT objects made without one crash the process."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Finding("build", "CUDA driver", "absent", "ONNX Runtime runs the same INT8 model on the CPU")
+    if (code := driver.cuInit(0)) != 0:
+        return Finding("build", "CUDA driver", "absent", f"cuInit says error {code}")
+    number = ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(number))
+    return Finding("build", "CUDA driver", "ok", f"CUDA {number.value // 1000}.{number.value % 1000 // 10}")
+
+
+def _tensorrt() -> Finding:
+    if importlib.util.find_spec("tensorrt") is None:
+        return Finding("build", "TensorRT", "absent", "", SOURCE["tensorrt"])
+    try:
+        return Finding("build", "TensorRT", "ok", version("tensorrt"))
+    except PackageNotFoundError:
+        return Finding("build", "TensorRT", "ok", "of the system")
+
+
+def _jetpack(release: Path = Path("/etc/nv_tegra_release")) -> Finding:
+    if not release.is_file():
+        return Finding("board", "Jetson Linux", "absent")
+    match = re.search(r"R(\d+).*?REVISION: ([\d.]+)", release.read_text())
+    return Finding(
+        "board", "Jetson Linux", "ok", f"{match[1]}.{match[2]}" if match else "unreadable release file"
+    )
+
+
+def _power_mode() -> Finding:
+    if shutil.which("nvpmodel") is None:
+        return Finding("board", "power mode", "absent")
+    answer = subprocess.run(["nvpmodel", "-q"], capture_output=True, text=True, timeout=10, check=False)
+    match = re.search(r"NV Power Mode: (\S+)", answer.stdout)
+    return Finding("board", "power mode", "ok", match[1] if match else answer.stderr.strip())
+
+
+def _cameras(devices: Path = Path("/dev")) -> Finding:
+    cameras = sorted(str(path) for path in devices.glob("video*"))
+    return Finding("stream", "cameras", "ok" if cameras else "absent", " ".join(cameras))

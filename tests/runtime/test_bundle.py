@@ -1,0 +1,143 @@
+"""Bundles: what was published opens; what was damaged, foreign or newer is refused with one sentence."""
+
+import errno
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgepose.runtime.bundle import INDEX, Bundle, publish
+from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.spec import Spec
+
+SPEC = Spec("qrpose", "qrpose_tiny", 256, 256)
+
+
+def published(folder: Path, name: str) -> Bundle:
+    content = folder / "content"
+    content.mkdir()
+    (content / "pose.fp32.onnx").write_bytes(bytes(range(256)))
+    (content / "README.md").write_text("a card")
+    return publish(content, folder / name, SPEC, {"model": "qrpose_tiny"})
+
+
+@pytest.fixture(params=["folder", "zip.edgepose"])
+def bundle(request, tmp_path: Path) -> Bundle:
+    return published(tmp_path, request.param)
+
+
+@pytest.fixture
+def folder_bundle(tmp_path: Path) -> Bundle:
+    return published(tmp_path, "folder")
+
+
+def test_a_bundle_opens_as_it_was_published(bundle: Bundle) -> None:
+    assert bundle.spec == SPEC
+    assert bundle.provenance == {"model": "qrpose_tiny"}
+    assert bundle.graph("pose", "fp32").read_bytes() == bytes(range(256))
+
+
+def test_an_absent_view_names_the_present_ones(bundle: Bundle) -> None:
+    with pytest.raises(EdgeposeError, match=r"no pose\.int8\.ort\.onnx; it has pose\.fp32\.onnx"):
+        bundle.graph("pose", "int8.ort")
+
+
+def test_files_are_added_all_at_once(bundle: Bundle) -> None:
+    grown = bundle.with_files({"ledger.json": b"{}"})
+    assert Bundle.open(grown.path).read("ledger.json", "a ledger") == {}
+    assert set(grown.files) == {*bundle.files, "ledger.json"}
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.data())
+def test_one_changed_byte_anywhere_is_refused(tmp_path_factory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("bundle")
+    content = folder / "content"
+    content.mkdir()
+    (content / "pose.fp32.onnx").write_bytes(bytes(64))
+    made = publish(content, folder / "b", SPEC, {}).path
+    victim = made / data.draw(st.sampled_from(["pose.fp32.onnx", INDEX]))
+    damaged = bytearray(victim.read_bytes())
+    place = data.draw(st.integers(0, len(damaged) - 1))
+    damaged[place] ^= data.draw(st.integers(1, 255))
+    victim.write_bytes(damaged)
+    assert _refused(made) or (victim.name == INDEX and _means_the_same(bytes(damaged)))
+
+
+def _refused(path: Path) -> bool:
+    """Refused, or opened with another spec or provenance."""
+    try:
+        opened = Bundle.open(path)
+    except EdgeposeError:
+        return True
+    return opened.spec != SPEC or opened.provenance != {}
+
+
+def _means_the_same(index: bytes) -> bool:
+    """Changed white space leaves the same JSON value."""
+    return json.loads(index)["spec"] == json.loads(SPEC.to_json())
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda index: {**index, "format": "other"}, "not an edgepose bundle"),
+        (lambda index: {**index, "version": 99}, "bundle version 99"),
+        (lambda index: {**index, "spec": {**index["spec"], "version": 99}}, "spec version 99"),
+        (lambda index: {**index, "spec": {**index["spec"], "extra": 1}}, "not an edgepose spec"),
+        (lambda index: {key: index[key] for key in index if key != "files"}, "damaged"),
+        (lambda index: [index], "not an edgepose bundle"),
+    ],
+)
+def test_foreign_and_newer_indexes_are_refused(folder_bundle: Bundle, change, sentence: str) -> None:
+    index = json.loads((folder_bundle.path / INDEX).read_text())
+    (folder_bundle.path / INDEX).write_text(json.dumps(change(index)))
+    with pytest.raises(EdgeposeError, match=sentence):
+        Bundle.open(folder_bundle.path)
+
+
+def test_missing_empty_truncated_and_foreign_files_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    empty, cut, other = tmp_path / "empty.edgepose", tmp_path / "cut.edgepose", tmp_path / "other.edgepose"
+    empty.touch()
+    if bundle.path.is_file():
+        cut.write_bytes(bundle.path.read_bytes()[:-40])
+    else:
+        cut.mkdir()
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr("hello.txt", "hello")
+    for path in (tmp_path / "nowhere", empty, cut, other):
+        with pytest.raises(EdgeposeError, match=r"not an edgepose bundle|no such bundle"):
+            Bundle.open(path)
+
+
+def test_a_zip_that_writes_outside_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "evil.edgepose"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("../../evil", "x")
+    with pytest.raises(EdgeposeError, match="leave the archive"):
+        Bundle.open(path)
+
+
+def test_publishing_never_replaces_what_is_no_bundle(tmp_path: Path) -> None:
+    content, mine = tmp_path / "content", tmp_path / "mine"
+    content.mkdir()
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("irreplaceable")
+    with pytest.raises(EdgeposeError, match="not a bundle"):
+        publish(content, mine, SPEC, {})
+    assert (mine / "thesis.txt").read_text() == "irreplaceable"
+
+
+def test_a_full_disk_leaves_the_old_bundle(folder_bundle: Bundle, monkeypatch) -> None:
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("edgepose.runtime.bundle.shutil.copy2", full)
+    with pytest.raises(OSError, match="No space"):
+        folder_bundle.with_files({"ledger.json": b"{}"})
+    monkeypatch.undo()
+    assert Bundle.open(folder_bundle.path).files == folder_bundle.files
+    assert sorted(p.name for p in folder_bundle.path.parent.iterdir()) == ["content", "folder"]

@@ -1,0 +1,79 @@
+"""The command line: exit codes, one-sentence errors, nothing but results on stdout."""
+
+import errno
+import json
+
+import click
+import pytest
+
+from edgepose.runtime import cli
+from edgepose.runtime.errors import EdgeposeError, GateFailed, HardwareError, MissingLibrary, require
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (GateFailed("AP fell"), 1),
+        (EdgeposeError("no such file"), 2),
+        (MissingLibrary("no torch"), 3),
+        (HardwareError("no camera"), 4),
+        (KeyboardInterrupt(), 130),
+        (OSError(errno.ENOSPC, "No space left on device", "out.json"), 2),
+        (click.UsageError("no such option"), 2),
+    ],
+)
+def test_errors_become_one_sentence_and_their_exit_code(error, code, capsys) -> None:
+    def verb() -> None:
+        raise error
+
+    assert cli.guarded(verb) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.strip()
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def verb() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cli.guarded(verb)
+
+
+def test_unknown_verb_is_a_user_error(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["edgepose", "strem"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert "strem" in capsys.readouterr().err
+
+
+def test_missing_library_names_the_command_that_installs_it(monkeypatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "nncf", None)
+    with pytest.raises(MissingLibrary, match=r"pip install 'edgepose\[workstation\]'"):
+        require("nncf")
+
+
+def test_doctor_reports_as_json(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["edgepose", "doctor", "--json"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    findings = json.loads(capsys.readouterr().out)
+    whats = {finding["what"]: finding["status"] for finding in findings}
+    assert whats["Python"] == "ok"
+    assert whats["onnxruntime"] == "ok"
+
+
+def test_doctor_says_how_to_get_what_is_missing(monkeypatch, capsys) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "nncf" else find(name, *a)
+    )
+    monkeypatch.setattr("sys.argv", ["edgepose", "doctor"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "To get nncf:\n  pip install 'edgepose[workstation]'" in capsys.readouterr().out
