@@ -24,10 +24,16 @@ class Verb(NamedTuple):
 
 # In the order of the work. A verb stands here when it works; there are no stubs.
 VERBS = {
+    "demo": Verb("edgepose.export.verb_demo:demo", "Run the whole chain on this machine and report."),
     "doctor": Verb(
-        "edgepose.runtime.verb_doctor:doctor",
-        "Say what this machine can do and what to install for the rest.",
+        "edgepose.runtime.verb_doctor:doctor", "Say what this machine can do, and what to install."
     ),
+    "train": Verb("edgepose.training.verb_train:train", "Train a model from a recipe."),
+    "calibrate": Verb("edgepose.calibration.verb_calibrate:calibrate", "Choose or audit a calibration set."),
+    "compress": Verb("edgepose.compression.verb_compress:compress", "Quantize a bundle's graphs to INT8."),
+    "export": Verb("edgepose.export.verb_export:export", "Turn a model into a bundle, or lint an ONNX file."),
+    "verify": Verb("edgepose.export.verb_verify:verify", "Score every artefact of a bundle against FP32."),
+    "stream": Verb("edgepose.runtime.verb_stream:stream", "Serve a source with its poses over RTSP."),
 }
 
 EXIT_CODES = """

@@ -1,0 +1,279 @@
+"""What every artefact costs against the FP32 baseline in accuracy, drift, time and bytes; does it pass?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from edgepose.calibration.score import Drift, Interval, Score
+from edgepose.runtime.errors import EdgeposeError
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Time of one call in milliseconds."""
+
+    p50_ms: float
+    p95_ms: float
+    calls: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Latency:
+        """From single measurements."""
+        p50, p95 = np.quantile(np.array(seconds) * 1e3, [0.5, 0.95]).tolist()
+        return cls(p50, p95, len(seconds))
+
+
+def alternate(calls: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 3) -> dict[str, Latency]:
+    """Time several calls in turns, so that a machine that slows down or speeds up does so for all of them."""
+    for call in calls.values():
+        for _ in range(warmup):
+            call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds):
+        order = list(calls.items())
+        for name, call in (
+            order if turn % 2 == 0 else reversed(order)
+        ):  # nobody always follows the same neighbour
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: Latency.of(values) for name, values in seconds.items()}
+
+
+def latency(call: Callable[[], object], rounds: int, warmup: int = 3) -> Latency:
+    """Time one call."""
+    return alternate({"call": call}, rounds, warmup)["call"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One artefact. The first row of a ledger is the baseline: it has no drift and no AP difference."""
+
+    stage: str  # such as "torch FP32" or "ONNX INT8 (CPU)"
+    score: Score
+    drift: Drift | None = None  # against the baseline, in pixels of the network input
+    difference: Interval | None = None  # bootstrap interval of AP - AP of the baseline
+    latency: Latency | None = None  # of one picture
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """What an artefact may cost. AP is a fraction: 0.010 is one point."""
+
+    max_ap_loss: float = 0.010
+    max_median_drift_px: float = 1.0
+    min_ap: float | None = None  # of the baseline itself
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """All artefacts of one model over one data set. JSON round-trips exactly."""
+
+    rows: tuple[Row, ...]
+    gates: Gates = field(default_factory=Gates)
+    environment: dict[str, str] = field(default_factory=dict)  # machine, versions, threads
+    data: dict[str, str] = field(default_factory=dict)  # evaluation source, calibration manifest
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise ValueError("a ledger needs at least its baseline row")
+
+    @property
+    def baseline(self) -> Row:
+        """What the other rows are held against."""
+        return self.rows[0]
+
+    def ap_loss(self, row: Row) -> float:
+        """AP of the baseline less that of the row; positive is worse."""
+        return self.baseline.score.ap - row.score.ap
+
+    def failures(self, row: Row) -> list[str]:
+        """The gates this row fails, in words."""
+        gates = self.gates
+        if row is self.baseline:
+            low = gates.min_ap is not None and row.score.ap < gates.min_ap
+            return [f"{row.stage}: AP {row.score.ap:.3f} is below {gates.min_ap:.3f}"] if low else []
+        failed = []
+        if not self.ap_loss(row) <= gates.max_ap_loss:
+            failed.append(
+                f"{row.stage}: loses {100 * self.ap_loss(row):.2f} points of AP, "
+                f"{100 * gates.max_ap_loss:.2f} are allowed"
+            )
+        return failed + _drift_failures(row, gates)
+
+    def verdict(self) -> list[str]:
+        """All failed gates in words; empty when the ledger passes."""
+        return [failure for row in self.rows for failure in self.failures(row)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, with the verdict for readers that do not compute it."""
+        rows = [_row_to_dict(row) for row in self.rows]
+        verdict = self.verdict()
+        return {
+            "version": VERSION,
+            "passed": not verdict,
+            "verdict": verdict,
+            "gates": asdict(self.gates),
+            "environment": self.environment,
+            "data": self.data,
+            "rows": rows,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Any, origin: str) -> Ledger:
+        """Raises EdgeposeError naming `origin` when the values are no ledger of this version."""
+        version = values.get("version") if isinstance(values, dict) else None
+        if version != VERSION:
+            raise EdgeposeError(
+                f"{origin}: not a ledger of version {VERSION} (its version is {version!r}); "
+                "measure again: edgepose verify"
+            )
+        try:
+            rows = tuple(_row_from_dict(row) for row in values["rows"])
+            return cls(rows, Gates(**values["gates"]), values["environment"], values["data"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise EdgeposeError(
+                f"{origin}: damaged ledger ({error!r}); measure again: edgepose verify"
+            ) from error
+
+
+def _drift_failures(row: Row, gates: Gates) -> list[str]:
+    drift = row.drift
+    if drift is None:
+        return []
+    if drift.p50_px is None:
+        nobody = drift.lost + drift.extra == 0
+        return (
+            [] if nobody else [f"{row.stage}: none of the {drift.lost} people of the baseline is found again"]
+        )
+    if drift.p50_px <= gates.max_median_drift_px:
+        return []
+    allowed = f"{gates.max_median_drift_px:.2f} px are allowed"
+    return [f"{row.stage}: joints move by {drift.p50_px:.2f} px (median), {allowed}"]
+
+
+def _row_to_dict(row: Row) -> dict[str, Any]:
+    return {
+        "stage": row.stage,
+        "score": row.score.to_dict(),
+        "drift": row.drift and asdict(row.drift),
+        "difference": row.difference and row.difference._asdict(),
+        "latency": row.latency and asdict(row.latency),
+        "size_bytes": row.size_bytes,
+    }
+
+
+def _row_from_dict(values: Mapping[str, Any]) -> Row:
+    def maybe(kind: Callable[..., Any], key: str) -> Any:
+        return None if values[key] is None else kind(**values[key])
+
+    return Row(
+        stage=values["stage"],
+        score=Score.from_dict(values["score"]),
+        drift=maybe(Drift, "drift"),
+        difference=maybe(Interval, "difference"),
+        latency=maybe(Latency, "latency"),
+        size_bytes=values["size_bytes"],
+    )
+
+
+# For the terminal: 100 columns.
+
+
+def _sheet(*columns: str, caption: str | None = None) -> Table:
+    """An empty table: the first column is text, the others are figures."""
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=(0, 1))
+    result.caption, result.caption_justify, result.caption_style = caption, "left", "dim"
+    result.add_column(columns[0], no_wrap=True, overflow="ellipsis", max_width=30)
+    for name in columns[1:]:
+        result.add_column(name, justify="right", no_wrap=True)
+    return result
+
+
+def table(ledger: Ledger) -> Table:
+    """One line per artefact with its verdict: accuracy against cost."""
+    score = ledger.baseline.score
+    caption = (
+        f"{score.pictures} pictures, {score.people} people{_height(score)}. Δ AP in points, with its 95 % "
+        "bootstrap interval. Drift of the joints in pixels of the input and time per picture: median / 95 %."
+    )
+    result = _sheet("  artefact", "AP", "Δ AP", "95 % interval", "drift px", "ms", "MB", caption=caption)
+    for row in ledger.rows:
+        failed = bool(ledger.failures(row))
+        mark = "[red]✗[/]" if failed else "•" if row is ledger.baseline else "[green]✓[/]"
+        stage = f"[red]{escape(row.stage)}[/]" if failed else escape(row.stage)
+        result.add_row(f"{mark} {stage}", _points(row.score.ap), *_change(ledger, row), *_costs(row))
+    return result
+
+
+def _height(score: Score) -> str:
+    return f" of {score.min_height_px:g} px or more" if score.min_height_px else ""
+
+
+def _points(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _signed(value: float, digits: int) -> str:
+    """With its sign; what rounds to nothing is +0."""
+    return f"{round(100 * value, digits) + 0.0:+.{digits}f}"
+
+
+def _change(ledger: Ledger, row: Row) -> tuple[str, str]:
+    """AP against the baseline and the interval it lies in, in points."""
+    if row is ledger.baseline:
+        return "", ""
+    between = row.difference and f"{_signed(row.difference.low, 2)} … {_signed(row.difference.high, 2)}"
+    return _signed(-ledger.ap_loss(row), 2), between or ""
+
+
+def _costs(row: Row) -> tuple[str, str, str]:
+    """Drift, time and size."""
+    drift, spent = row.drift, row.latency
+    moved = (
+        ""
+        if drift is None
+        else "none"
+        if drift.p50_px is None
+        else f"{drift.p50_px:.2f} / {drift.p95_px:.2f}"
+    )
+    took = "" if spent is None else f"{spent.p50_ms:.1f} / {spent.p95_ms:.1f}"
+    return moved, took, "" if row.size_bytes is None else f"{row.size_bytes / 1e6:.2f}"
+
+
+def accuracy_table(ledger: Ledger) -> Table:
+    """COCO's figures and AP by the size of the people, one line per artefact."""
+    sizes = ledger.baseline.score.by_size
+    groups = (f"AP {name} ({size.people})" for name, size in sizes.items())
+    result = _sheet(
+        "artefact", "AP50", "AP75", "AR", *groups, caption="Sizes as COCO has them; people in brackets."
+    )
+    for row in ledger.rows:
+        score = row.score
+        figures = (score.ap50, score.ap75, score.ar, *(score.by_size[name].ap for name in sizes))
+        result.add_row(escape(row.stage), *map(_points, figures))
+    return result
+
+
+def joints_table(ledger: Ledger, joints: Sequence[str]) -> Table:
+    """Mean OKS of each joint of the people found: the baseline's, and what the others add, in points."""
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=(0, 1))
+    result.add_column("OKS per joint", no_wrap=True)
+    for row in ledger.rows:
+        result.add_column(escape(row.stage), justify="right", max_width=14)
+    for index, joint in enumerate(joints):
+        base, *others = (row.score.per_joint_oks[index] for row in ledger.rows)
+        gains = ("" if base is None or other is None else _signed(other - base, 2) for other in others)
+        result.add_row(joint, _points(base), *gains)
+    return result

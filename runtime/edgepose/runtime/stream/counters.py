@@ -1,0 +1,98 @@
+"""How many frames, how late: the figures that a stream reports about itself."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+_KEPT = 20_000  # newest latencies that count, about ten minutes at 30 frames/s; bounds the memory
+
+
+class Latencies:
+    """Latencies in ms, percentiles of the newest ones. May be fed from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._values_ms: deque[float] = deque(maxlen=_KEPT)
+
+    def add(self, value_ms: float) -> None:
+        """Count one."""
+        with self._lock:
+            self._values_ms.append(value_ms)
+
+    def percentile(self, percent: float) -> float | None:
+        """In ms; None before the first value."""
+        with self._lock:
+            values = list(self._values_ms)
+        return float(np.percentile(values, percent)) if values else None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a stream did from its first frame to its end."""
+
+    seconds: float
+    frames_in: int  # delivered by the source
+    frames_estimated: int  # went through the network
+    frames_dropped: int  # never estimated, because a newer one was there
+    frames_out: int  # encoded, with those of "no signal"
+    fps: float  # encoded frames per second
+    video_latency_p50_ms: float | None  # capture -> encoded
+    video_latency_p95_ms: float | None
+    pose_latency_p50_ms: float | None  # capture -> poses known
+    pose_latency_p95_ms: float | None
+    clients: int  # that asked to play
+    losses: int  # times the source was lost
+    lines_dropped: int  # pose lines that a slow reader did not take
+    encoder: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+    def sentence(self) -> str:
+        """For people, one line."""
+        parts = [
+            f"{self.seconds:.1f} s",
+            f"frames: {self.frames_in} in, {self.frames_estimated} estimated, "
+            f"{self.frames_dropped} dropped, {self.frames_out} out ({self.fps:.1f}/s, {self.encoder})",
+            f"latency p50/p95 ms: video {_pair(self.video_latency_p50_ms, self.video_latency_p95_ms)}, "
+            f"poses {_pair(self.pose_latency_p50_ms, self.pose_latency_p95_ms)}",
+            f"clients served: {self.clients}",
+        ]
+        if self.losses:
+            parts.append(f"source lost: {self.losses} times")
+        if self.lines_dropped:
+            parts.append(f"pose lines dropped for a slow reader: {self.lines_dropped}")
+        return "; ".join(parts)
+
+
+class Tally:
+    """Counts while the stream runs. Each figure has one writing thread."""
+
+    def __init__(self) -> None:
+        self.frames_in = 0  # capture thread
+        self.frames_estimated = 0  # the network's thread
+        self.frames_out = 0  # encoder's thread
+        self.first_ns: int | None = None  # capture time of the first frame, monotonic
+        self.last_ns = 0  # when the last frame was encoded
+        self.video_ms = Latencies()
+        self.pose_ms = Latencies()
+
+    def encoded(self, clock_ns: int, now_ns: int) -> None:
+        """The frame captured at `clock_ns` left the encoder."""
+        self.frames_out += 1
+        self.last_ns = now_ns
+        self.video_ms.add((now_ns - clock_ns) / 1e6)
+
+    def seconds(self) -> float:
+        """From the first frame's capture to the last one's encoding."""
+        return 0.0 if self.first_ns is None else max(0, self.last_ns - self.first_ns) / 1e9
+
+
+def _pair(p50: float | None, p95: float | None) -> str:
+    return "none" if p50 is None or p95 is None else f"{p50:.0f}/{p95:.0f}"

@@ -1,0 +1,80 @@
+"""Pose lines to a file or a pipe by a thread of its own, so that a slow reader never holds up the camera."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from pathlib import Path
+
+from edgepose.runtime.errors import EdgeposeError
+
+_WAITING = 1000  # lines that may wait for the reader; then the oldest is dropped
+STDOUT = "-"
+
+
+class LineOutlet:
+    """Writes whole lines in order. `dropped` counts those that the reader was too slow for.
+
+    Not through a draft: a log is read while it grows; it has whole lines but for a full disk.
+    """
+
+    def __init__(self, target: str) -> None:
+        """`target` is a path (replaced when it exists) or `-` for standard output."""
+        self.dropped = 0
+        self.error: OSError | None = None
+        self._name = "standard output" if target == STDOUT else target
+        self._file = os.dup(1) if target == STDOUT else _create(target)
+        self._lines: deque[str] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="lines", daemon=True)
+        self._thread.start()
+
+    def put(self, line: str) -> None:
+        """Leave a line without its newline. Raises the OSError that stopped the writing, if one did."""
+        if self.error:
+            raise self.error
+        with self._changed:
+            if len(self._lines) >= _WAITING:
+                self._lines.popleft()
+                self.dropped += 1
+            self._lines.append(line)
+            self._changed.notify()
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """Write what is waiting, for `timeout_s` at most."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+        self.dropped += len(self._lines)
+
+    def _run(self) -> None:
+        try:
+            while (line := self._next()) is not None:
+                _write_all(self._file, line.encode() + b"\n")
+        except OSError as error:
+            error.filename = self._name
+            self.error = error
+        finally:
+            os.close(self._file)
+
+    def _next(self) -> str | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._lines or self._closed)
+            return self._lines.popleft() if self._lines else None
+
+
+def _create(target: str) -> int:
+    try:
+        return os.open(Path(target), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    except OSError as error:
+        raise EdgeposeError(
+            f"--poses {target}: cannot be written ({error.strerror}); give another path"
+        ) from error
+
+
+def _write_all(file: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(file, data) :]

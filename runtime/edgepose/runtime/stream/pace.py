@@ -1,0 +1,56 @@
+"""Pace and patience: when a frame is due, how long to wait before a source is tried again."""
+
+from __future__ import annotations
+
+
+class Backoff:
+    """Waiting times that double from `first_s` to `most_s`, until success starts them again."""
+
+    def __init__(self, first_s: float = 0.25, most_s: float = 4.0) -> None:
+        self._first_s = first_s
+        self._most_s = most_s
+        self._next_s = first_s
+
+    def next_s(self) -> float:
+        """How long to wait now, in seconds."""
+        wait_s = self._next_s
+        self._next_s = min(self._next_s * 2, self._most_s)
+        return wait_s
+
+    def reset(self) -> None:
+        """It worked: the next trouble begins with the short wait."""
+        self._next_s = self._first_s
+
+
+class RateLimit:
+    """Lets at most `fps` frames per second through, evenly, judged by their capture times."""
+
+    def __init__(self, fps: float) -> None:
+        self._period_ns = round(1e9 / fps)
+        self._due_ns: int | None = None
+
+    def admits(self, clock_ns: int) -> bool:
+        """Whether the frame of that capture time (ns, rising) goes on."""
+        # Half a period of tolerance: a camera's jitter must not halve a rate that equals the limit.
+        if self._due_ns is not None and clock_ns < self._due_ns - self._period_ns // 2:
+            return False
+        due_ns = clock_ns if self._due_ns is None else self._due_ns
+        self._due_ns = max(due_ns, clock_ns - self._period_ns) + self._period_ns
+        return True
+
+
+class Metronome:
+    """Real time for a source that could go faster: frame i is due at start + i / fps."""
+
+    def __init__(self, fps: float, start_ns: int) -> None:
+        self._period_ns = 1e9 / fps
+        self._start_ns = start_ns
+
+    def due_ns(self, index: int) -> int:
+        """When frame `index` is due."""
+        return self._start_ns + round(index * self._period_ns)
+
+    def next_index(self, previous: int, now_ns: int) -> int:
+        """The frame after `previous`; those whose successor is due already are left out, as a camera does."""
+        overdue = int((now_ns - self._start_ns) / self._period_ns)
+        return max(previous + 1, overdue)

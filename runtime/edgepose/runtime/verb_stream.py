@@ -1,0 +1,210 @@
+"""`edgepose stream`: a camera or video in, its poses on RTSP and as JSON lines out."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from edgepose.runtime.backend import CPU_VIEWS, open_backend
+from edgepose.runtime.bundle import Bundle
+from edgepose.runtime.errors import EdgeposeError, MissingLibrary
+from edgepose.runtime.estimator import Estimator
+from edgepose.runtime.preprocess import U8
+from edgepose.runtime.stream import capture
+from edgepose.runtime.stream.grammar import (
+    FASTEST,
+    Endpoint,
+    File,
+    SourceSpec,
+    Synthetic,
+    parse_endpoint,
+    parse_login,
+    parse_size,
+    parse_source,
+)
+from edgepose.runtime.stream.outlet import STDOUT, LineOutlet
+from edgepose.runtime.stream.session import OVERLAYS, Input, Settings, Stream
+from edgepose.runtime.stream.source import Feeder
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+# Python hands the GIL over every 5 ms by default; each hop of a frame between threads may wait that long.
+_SWITCH_S = 0.001
+
+
+@click.command(short_help="Serve the poses of a camera or video over RTSP.")
+@click.option(
+    "--source",
+    "source_text",
+    required=True,
+    metavar="SRC",
+    help="`synthetic:seed=1,size=640x480,fps=25`, a video file, `v4l2:/dev/video0` or `rtsp://HOST/PATH`.",
+)
+@click.option("--bundle", "bundle_path", required=True, metavar="BUNDLE", help="Folder or .edgepose file.")
+@click.option(
+    "--rtsp",
+    "rtsp_text",
+    default=":8554/pose",
+    show_default=True,
+    metavar="[HOST]:PORT/MOUNT",
+    help="Where to serve. Without HOST only this machine; another HOST needs --user. PORT 0: a free one.",
+)
+@click.option("--precision", type=click.Choice(sorted(CPU_VIEWS)), default="int8", show_default=True)
+@click.option(
+    "--overlay",
+    type=click.Choice(OVERLAYS),
+    default="sync",
+    show_default=True,
+    help="sync: each frame waits for its poses; latest: video never waits, the newest are drawn; none.",
+)
+@click.option("--poses", "poses_target", metavar="FILE|-", help="JSON lines of all poses; `-` is stdout.")
+@click.option("--fps", type=click.IntRange(1, FASTEST), help="At most so many frames per second.")
+@click.option("--size", "size_text", metavar="WxH", help="Size of the stream; the source's by default.")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Least expected OKS; the bundle's by default.")
+@click.option(
+    "--user",
+    "user_text",
+    metavar="NAME:PASSWORD",
+    envvar="EDGEPOSE_STREAM_USER",
+    show_envvar=True,
+    help="Viewers must give this; on the command line others on this machine can read it.",
+)
+@click.option("--once", is_flag=True, help="Stop at the end of a file instead of beginning again.")
+@click.option(
+    "--duration", type=click.FloatRange(0, min_open=True), metavar="S", help="Stop after S seconds."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the final summary as JSON.")
+def stream(
+    source_text: str,
+    bundle_path: str,
+    rtsp_text: str,
+    precision: str,
+    overlay: str,
+    poses_target: str | None,
+    fps: int | None,
+    size_text: str | None,
+    threshold: float | None,
+    user_text: str | None,
+    once: bool,
+    duration: float | None,
+    as_json: bool,
+) -> None:
+    """Serve the poses of a camera or video over RTSP until SIGTERM, Ctrl-C or --duration ends it (exit 0).
+
+    A lost camera is tried again while viewers stay. The poses travel in the same RTSP session as KLV data
+    with the RTP timestamp of their picture. One line on stdout sums up at the end (on stderr with --poses -).
+    """
+    spec = parse_source(source_text)
+    endpoint = parse_endpoint(rtsp_text, parse_login(user_text) if user_text else None)
+    size = parse_size(size_text) if size_text else None
+    source = _input(spec, size, once)
+    bundle = Bundle.open(bundle_path)
+    settings = Settings(
+        endpoint,
+        overlay,
+        size,
+        fps,
+        bundle.spec.score_threshold if threshold is None else threshold,
+        bundle.spec.joints(),
+    )
+    with contextlib.ExitStack() as stack:
+        outlet = stack.enter_context(_outlet(poses_target))
+        on_line = outlet.put if outlet else _nowhere
+        running = Stream(settings, source, lambda: _estimator(bundle, precision), on_line)
+        stack.enter_context(_stopped_by_signals(running.request_stop))
+        stack.enter_context(_quick_switches())
+        _run(running, endpoint, duration)
+    summary = running.summary(outlet.dropped if outlet else 0)
+    text = json.dumps(summary.as_dict()) if as_json else summary.sentence()
+    click.echo(text, err=poses_target == STDOUT)
+
+
+def _run(running: Stream, endpoint: Endpoint, duration: float | None) -> None:
+    # A reader of `--poses -` that has seen enough (`| head`) is a way to end it.
+    with contextlib.suppress(BrokenPipeError), running:
+        if not running.is_done:
+            click.echo(f"serving; look at it with: ffplay {_viewer_url(running.url, endpoint)}", err=True)
+        running.wait(duration)
+
+
+def _viewer_url(url: str, endpoint: Endpoint) -> str:
+    return url.replace("rtsp://", "rtsp://NAME:PASSWORD@", 1) if endpoint.login else url
+
+
+def _input(spec: SourceSpec, size: tuple[int, int] | None, once: bool) -> Input:
+    if once and not isinstance(spec, File):
+        raise EdgeposeError("--once: only a file has an end; give --duration")
+    if isinstance(spec, Synthetic):
+        frame, name = _synthetic(spec), f"synthetic:seed={spec.seed}"
+        return Input(name, lambda: Feeder(name, frame, spec.fps))
+    capture.check_there(spec)
+    is_hardware = not isinstance(spec, File)
+    patience = capture.PATIENCE[type(spec)]
+    return Input(capture.name_of(spec), lambda: capture.Capture(spec, size), patience, is_hardware, once)
+
+
+def _synthetic(spec: Synthetic) -> Callable[[int], U8]:
+    # By name at run time: the generator belongs to the stage `calibration`, which may import this one and
+    # is no part of what a board needs. A static import would turn the direction of the stages round.
+    try:
+        generator: Any = importlib.import_module("edgepose.calibration.synthetic")
+    except ImportError as error:
+        raise MissingLibrary(
+            f"--source synthetic: the generator of people is not in this installation ({error}); "
+            "install it: pip install 'edgepose[workstation]', or give a file, v4l2: or rtsp:// source"
+        ) from error
+    video = generator.video(spec.seed, spec.size, spec.fps)
+
+    def frame(index: int) -> U8:
+        image: U8 = video.frame(index).image
+        return image
+
+    return frame
+
+
+@contextlib.contextmanager
+def _estimator(bundle: Bundle, precision: str) -> Iterator[Estimator]:
+    threads = max(1, (os.cpu_count() or 1) - 1)  # one core stays for capture, encoder and server
+    with open_backend(bundle, precision, threads=threads) as backend:
+        yield Estimator(backend, bundle.spec)
+
+
+@contextlib.contextmanager
+def _outlet(target: str | None) -> Iterator[LineOutlet | None]:
+    outlet = LineOutlet(target) if target else None
+    try:
+        yield outlet
+    finally:
+        if outlet:
+            outlet.close()
+
+
+def _nowhere(_line: str) -> None:
+    """Nobody asked for lines."""
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, lambda *_: stop()) for number in _STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _quick_switches() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)

@@ -1,0 +1,144 @@
+"""The ledger: gates fail when they should and only then, JSON keeps everything, the table fits a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from edgepose.calibration.ledger import (
+    Gates,
+    Latency,
+    Ledger,
+    Row,
+    accuracy_table,
+    alternate,
+    joints_table,
+    latency,
+    table,
+)
+from edgepose.calibration.score import Drift, Interval, Score, SizeScore
+from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.skeleton import COCO17
+
+
+def a_score(ap: float) -> Score:
+    sizes = {
+        "small": SizeScore(0, None, None),
+        "medium": SizeScore(40, ap, ap),
+        "large": SizeScore(60, ap, ap),
+    }
+    return Score(ap, ap, ap, ap, ap, ap, sizes, (0.9,) * 16 + (None,), 50, 100, 3, 120, 90, 48.0)
+
+
+def a_row(stage: str, ap: float, drift_px: float | None = 0.1) -> Row:
+    drift = Drift(drift_px, drift_px and 3 * drift_px, 90, 1, 1)
+    return Row(stage, a_score(ap), drift, Interval(-0.012, 0.003), Latency(20, 25.5, 100), 4_123_456)
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    baseline = Row("torch FP32", a_score(0.7), latency=Latency(61.2, 70, 100))
+    return Ledger((baseline, a_row("ONNX INT8 (CPU)", 0.695)), environment={"cpu": "x"}, data={"source": "y"})
+
+
+def with_row(ledger: Ledger, row: Row) -> Ledger:
+    return replace(ledger, rows=(ledger.rows[0], row))
+
+
+def test_a_good_ledger_passes(ledger: Ledger) -> None:
+    assert ledger.verdict() == []
+    assert with_row(ledger, a_row("better", 0.9)).verdict() == []
+
+
+def test_each_gate_fails_in_words(ledger: Ledger) -> None:
+    assert with_row(ledger, a_row("INT8", 0.685)).verdict() == [
+        "INT8: loses 1.50 points of AP, 1.00 are allowed"
+    ]
+    moved = with_row(ledger, a_row("INT8", 0.7, 1.25)).verdict()
+    assert moved == ["INT8: joints move by 1.25 px (median), 1.00 px are allowed"]
+    assert len(with_row(ledger, a_row("INT8", 0.1, 9)).verdict()) == 2
+    floor = replace(ledger, gates=Gates(min_ap=0.75))
+    assert floor.verdict() == ["torch FP32: AP 0.700 is below 0.750"]
+
+
+def test_not_a_number_and_nobody_found_again_fail(ledger: Ledger) -> None:
+    assert len(with_row(ledger, a_row("INT8", float("nan"))).verdict()) == 1
+    assert "none of the 1 people" in with_row(ledger, a_row("INT8", 0.7, None)).verdict()[0]
+    assert len(with_row(ledger, a_row("INT8", 0.7, float("nan"))).verdict()) == 1
+    nobody = replace(a_row("INT8", 0.7), drift=Drift(None, None, 0, 0, 0))
+    assert with_row(ledger, nobody).verdict() == []
+
+
+def test_gates_are_inclusive(ledger: Ledger) -> None:
+    exact = Gates(max_ap_loss=0.7 - 0.695, max_median_drift_px=0.1)
+    assert replace(ledger, gates=exact).verdict() == []
+    tight = Gates(max_ap_loss=0.004, max_median_drift_px=0.09)
+    assert len(replace(ledger, gates=tight).verdict()) == 2
+
+
+def test_json_keeps_everything(ledger: Ledger) -> None:
+    values = json.loads(json.dumps(ledger.to_dict(), allow_nan=False))
+    assert (values["passed"], values["verdict"]) == (True, [])
+    assert Ledger.from_dict(values, "ledger.json") == ledger
+
+
+@pytest.mark.parametrize(
+    "values", [None, [], {}, {"version": 2}, {"version": 1}, {"version": 1, "rows": [{}]}]
+)
+def test_a_foreign_ledger_is_refused(values: object) -> None:
+    with pytest.raises(EdgeposeError, match=r"ledger\.json: .*edgepose verify"):
+        Ledger.from_dict(values, "ledger.json")
+
+
+def test_a_ledger_without_rows_is_our_own_mistake() -> None:
+    with pytest.raises(ValueError, match="baseline"):
+        Ledger(())
+
+
+def shown(renderable: object) -> str:
+    console = Console(width=100, file=io.StringIO())
+    console.print(renderable)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_tables_fit_100_columns_and_lose_no_figure(ledger: Ledger) -> None:
+    wide = replace(a_row("ONNX INT8 (TensorRT view)", 0.12, 12.34), latency=Latency(1234.5, 2345.6, 9))
+    text = shown(table(with_row(ledger, wide)))
+    assert max(map(len, text.splitlines())) <= 100
+    for figure in (
+        "ONNX INT8 (TensorRT view)",
+        "✗",
+        "12.0",
+        "-58.00",
+        "-1.20 … +0.30",
+        "12.34 / 37.02",
+        "1234.5 / 2345.6",
+    ):
+        assert figure in text
+    assert "4.12" in text
+    assert "50 pictures, 100 people of 48 px or more" in text
+    assert "✓" in shown(table(ledger))
+    assert "medium (40)" in shown(accuracy_table(ledger))
+    nothing = replace(ledger.rows[1].score, per_joint_oks=(0.9 - 1e-7,) * 16 + (None,))
+    joints = shown(joints_table(with_row(ledger, Row("same", nothing)), COCO17.joints))
+    assert "+0.00" in joints
+    assert "-0.00" not in joints
+
+
+def test_latency_is_measured_in_turns() -> None:
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    measured = alternate(calls, rounds=4, warmup=1)
+    assert "".join(order) == "ab" + "abbaabba"
+    assert {name: value.calls for name, value in measured.items()} == {"a": 4, "b": 4}
+
+
+def test_latency_is_in_milliseconds() -> None:
+    measured = latency(lambda: time.sleep(0.01), rounds=5, warmup=0)
+    assert 10 <= measured.p50_ms <= measured.p95_ms < 200
+    assert Latency.of([0.001, 0.002, 0.003]).p50_ms == pytest.approx(2)

@@ -1,0 +1,84 @@
+"""The ledger's rows: artefacts whose error is known in advance get the figures that closed forms say."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from edgepose.calibration.dataset import Dataset, open_dataset
+from edgepose.calibration.ledger import Gates
+from edgepose.export.verification import Artefact, Run, TorchBackend, ledger_of, run_all
+from edgepose.runtime.poses import Poses, boxes_of
+from edgepose.runtime.preprocess import U8, Letterbox
+from edgepose.runtime.spec import Spec
+
+SPEC = Spec("qrpose", "qrpose_tiny", 256, 256)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return open_dataset("synthetic:count=8,seed=5,size=320x240")
+
+
+def knows_the_truth(dataset: Dataset, shift_px: float = 0.0) -> Callable[[U8], Poses]:
+    """An estimator that gives the labels back, every joint moved to the right."""
+    answers = {}
+    for index in range(len(dataset)):
+        people = dataset.people(index)
+        keypoints = np.stack([p.keypoints for p in people]) if people else np.zeros((0, 17, 2), np.float32)
+        moved = keypoints + np.array([shift_px, 0], np.float32)
+        scores = np.full(len(people), 0.9, np.float32)
+        answers[dataset[index].image.tobytes()] = Poses(
+            moved, np.ones(moved.shape[:2], np.float32), scores, boxes_of(moved)
+        )
+    return lambda image: answers[image.tobytes()]
+
+
+def test_a_perfect_artefact_scores_one_and_a_shifted_one_drifts_by_its_shift(dataset: Dataset) -> None:
+    found = [
+        Artefact("torch FP32", knows_the_truth(dataset), 100),
+        Artefact("same", knows_the_truth(dataset), 100),
+        Artefact("shifted", knows_the_truth(dataset, shift_px=4.0), 50),
+    ]
+    runs = run_all(found, dataset)
+    ledger = ledger_of(runs, dataset, SPEC, Gates(max_ap_loss=0.01, max_median_drift_px=1.0), 0.0)
+    first, same, shifted = ledger.rows
+    assert first.score.ap == pytest.approx(1.0)
+    assert (same.drift.p50_px, same.difference.low, same.difference.high) == (0.0, 0.0, 0.0)
+    # Drift is in pixels of the network input: 320 source pixels become 256.
+    assert shifted.drift.p50_px == pytest.approx(4.0 * 256 / 320, abs=1e-3)
+    assert shifted.score.ap < 1.0
+    assert any("shifted" in failure for failure in ledger.verdict())
+    assert not any("same" in failure for failure in ledger.verdict())
+    assert ledger.data["evaluation"] == dataset.source
+
+
+def test_every_artefact_sees_every_picture_and_is_timed(dataset: Dataset) -> None:
+    seen: dict[str, list[bytes]] = {"a": [], "b": []}
+
+    def spy(name: str) -> Callable[[U8], Poses]:
+        def estimate(image: U8) -> Poses:
+            seen[name].append(image.tobytes())
+            return Poses.empty()
+
+        return estimate
+
+    runs = run_all([Artefact(name, spy(name), 0) for name in seen], dataset)
+    pictures = [dataset[index].image.tobytes() for index in range(len(dataset))]
+    assert seen["a"][1:] == seen["b"][1:] == pictures  # the first call of each only warms up
+    assert all(isinstance(run, Run) and len(run.seconds) == len(run.poses) == len(dataset) for run in runs)
+
+
+def test_the_torch_backend_answers_by_name() -> None:
+    class Doubler(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"scores": images.mean((1, 2, 3)) * 2}
+
+    with TorchBackend(Doubler()) as backend:
+        out = backend.run({"images": np.full((1, 3, 4, 4), 1.5, np.float32)})
+    np.testing.assert_allclose(out["scores"], [3.0])
+
+
+def test_letterboxed_drift_uses_the_scale_of_each_picture() -> None:
+    assert Letterbox.fit((320, 240), (256, 256)).scale_x == pytest.approx(0.8)
