@@ -12,10 +12,11 @@ import pytest
 from edgepose.calibration.synthetic import scene
 from edgepose.calibration.synthetic.body import ANGLES, PARTS, make_shape, pose_body
 from edgepose.calibration.synthetic.camera import make_camera, pitch_for
-from edgepose.calibration.synthetic.draw import THING, Canvas, Light
+from edgepose.calibration.synthetic.draw import THING, Canvas, Light, paint_head
 from edgepose.calibration.synthetic.furniture import Box, chair, paint_box, thing
 from edgepose.calibration.synthetic.label import SEEN_PX, label
-from edgepose.calibration.synthetic.look import make_look
+from edgepose.calibration.synthetic.lens import add_grain
+from edgepose.calibration.synthetic.look import Look, make_look
 from edgepose.calibration.synthetic.scene import Actor, paint_shadows, paint_stage
 from edgepose.runtime.skeleton import COCO17
 
@@ -178,8 +179,8 @@ def _somebody(yaw, place=(0.0, -3.0), seed=0):
     )
 
 
-def _labelled(actors, boxes=(), distance=3.0):
-    camera, canvas = _stage(distance=distance)
+def _labelled(actors, boxes=(), size=(200, 200)):
+    camera, canvas = _stage(size)
     painted = paint_stage(canvas, list(actors), list(boxes), (camera, FRONT_LIGHT))
     return canvas, [label(canvas, one, camera) for one in painted]
 
@@ -204,6 +205,7 @@ def test_a_face_is_seen_from_the_front_only():
     assert profile.visibility[left_ear] == 1
     assert profile.visibility[[5, 6]].tolist() == [1, 2]  # shoulders
     assert profile.visibility[[11, 12]].tolist() == [1, 2]  # hips
+    assert profile.visibility[[13, 14]].tolist() == [1, 2]  # knees: the near leg covers the far one
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -249,15 +251,34 @@ def test_boxes_show_only_the_faces_towards_the_camera():
     assert (canvas.seen == THING).sum() == pytest.approx(cv2.contourArea(hull), rel=0.03)
 
 
-def test_furniture_near_or_behind_the_lens_is_left_out():
+def test_the_lamp_before_a_box_lights_its_front():
     camera, canvas = _stage()
     paint_box(
         canvas,
-        Box((0.0, 0.0), 0.0, (1.0, 3.0, 1.0), 0.0, np.zeros((32, 32, 3), np.float32)),
+        Box((0.0, -3.0), 0.0, (1.0, 1.0, 1.0), 0.0, np.full((32, 32, 3), 200, np.float32)),
         camera,
         FRONT_LIGHT,
     )
+    x, y = np.rint(camera.project(np.array([0.0, 0.5, -2.5]))).astype(int)
+    assert canvas.image[y, x].min() > 190  # 0.6 + 0.4 of the lamp; a face turned away would have 0.7 of it
+
+
+def test_furniture_beside_the_lens_is_left_out():
+    camera, canvas = _stage()
+    beside = Box((0.35, 0.0), 0.0, (0.3, 3.0, 2.0), 0.0, np.zeros((32, 32, 3), np.float32))
+    paint_box(canvas, beside, camera, FRONT_LIGHT)
     assert (canvas.seen == 0).all()
+
+
+def test_the_back_of_a_head_has_no_face():
+    camera, canvas = _stage()
+    actor = _somebody(math.pi)
+    head = np.zeros_like(actor.look.head)
+    head[:, head.shape[1] // 4 : -head.shape[1] // 4, 0] = 250
+    paint_head(canvas, actor.figure, camera, (Look(actor.look.limbs, actor.look.wraps, head), FRONT_LIGHT), 5)
+    x, y = np.rint(camera.project(actor.figure.head_centre)).astype(int)
+    assert canvas.seen[y, x] == 5
+    assert canvas.image[y - 2 : y + 3, x - 2 : x + 3].max() == 0
 
 
 def test_chairs_and_things_stand_on_the_floor():
@@ -286,3 +307,45 @@ def test_odd_sizes(size):
         sample = scene(1, index, size)
         assert sample.image.shape == (size[1], size[0], 3)
         assert all(np.isfinite(person.keypoints).all() for person in sample.people)
+
+
+@pytest.mark.parametrize("yaw", [0.0, 0.5, -0.5])
+def test_the_face_is_painted_where_its_joints_are(yaw):
+    """A head that is blue around the left eye, red around the right one and black elsewhere."""
+    actor = _somebody(yaw)
+    head = np.zeros_like(actor.look.head)
+    rows, columns = head.shape[:2]
+    for longitude, latitude, channel in ((23, 7, 0), (-23, 7, 2)):
+        x, y = columns * (0.5 + longitude / 360), rows * (0.5 - latitude / 180)
+        head[round(y) - 2 : round(y) + 2, round(x) - 2 : round(x) + 2, channel] = 250
+    limbs = actor.look.limbs * 0
+    look = Look(limbs, actor.look.wraps, head)
+    canvas, (person,) = _labelled([Actor(actor.figure, look, ())], size=(800, 800))
+    for joint, channel in ((1, 0), (2, 2)):
+        x, y = np.rint(person.keypoints[joint]).astype(int)
+        colour = canvas.image[y, x].astype(int)
+        assert colour[channel] > 100
+        assert colour[2 - channel] < 60
+
+
+def test_prints_are_on_the_chest_and_not_on_the_back():
+    actor = _somebody(0.0)
+    wraps = actor.look.wraps * 0
+    wraps[:, :, 24:40] = 250  # the middle quarter of the turn is the front
+    look = Look(actor.look.limbs, wraps, actor.look.head)
+    for yaw, bright in ((0.0, True), (math.pi, False), (math.pi / 2, False)):
+        canvas, (person,) = _labelled([Actor(_somebody(yaw).figure, look, ())])
+        shoulders, hips = person.keypoints[5:7].mean(axis=0), person.keypoints[11:13].mean(axis=0)
+        x, y = np.rint(0.7 * shoulders + 0.3 * hips).astype(int)
+        assert (canvas.image[y, x].max() > 100) == bright
+
+
+@pytest.mark.parametrize("sigma", [2.0, 8.0, 16.0])
+def test_grain_has_the_asked_strength_and_its_place_matters(sigma):
+    grey = np.full((90, 110, 3), 128, np.uint8)
+    first = add_grain(grey, sigma, (0, 0)).astype(float)
+    assert first.std() == pytest.approx(sigma, rel=0.05)
+    assert first.mean() == pytest.approx(128, abs=0.5)
+    for offset in ((1, 0), (0, 1), (63, 63)):
+        assert np.abs(first - add_grain(grey, sigma, offset)).mean() > 0.5 * sigma
+    np.testing.assert_array_equal(add_grain(grey, 0.0, (3, 4)), grey)

@@ -20,6 +20,11 @@ from edgepose.runtime.skeleton import COCO17
 coco_tools = pytest.importorskip("pycocotools.coco")
 coco_eval = pytest.importorskip("pycocotools.cocoeval")
 SIZE = (128, 96)
+# As in person_keypoints_val2017.json; joints count from 1.
+COCO_SKELETON = [
+    *([16, 14], [14, 12], [17, 15], [15, 13], [12, 13], [6, 12], [7, 13], [6, 7], [6, 8], [7, 9]),
+    *([8, 10], [9, 11], [2, 3], [1, 2], [1, 3], [2, 4], [3, 5], [4, 6], [5, 7]),
+]
 
 
 def _load(path):
@@ -39,7 +44,7 @@ def test_pycocotools_reads_what_was_generated(dataset):
     assert sorted(coco.imgs) == list(range(12))
     (category,) = coco.loadCats(coco.getCatIds(catNms=["person"]))
     assert category["keypoints"] == list(COCO17.joints)
-    assert [15 + 1, 13 + 1] in category["skeleton"]
+    assert category["skeleton"] == COCO_SKELETON
     for index in range(12):
         sample = scene(3, index, SIZE)
         annotations = coco.loadAnns(coco.getAnnIds(imgIds=[index]))

@@ -112,13 +112,13 @@ class Video:
         return Sample(i, image, tuple(person for person in people if person is not None))
 
 
-def _role(rng: np.random.Generator, camera: Camera, distance: float, what: str) -> Role:
-    """Somebody in the lane at `distance`; walkers leave the picture at both sides."""
+def _role(rng: np.random.Generator, camera: Camera, distance: float, what: str, side: float) -> Role:
+    """Somebody in the lane at `distance`: on one `side` (-1 or 1), or walking beyond the view at both."""
     shape, look = make_person(rng)
     half_view = distance * camera.size[0] / (2 * camera.focal_px)
     style = Style(tuple(rng.random(16).tolist()))
     walks = what == "walk"
-    middle = (0.0 if walks else rng.uniform(-0.75, 0.75) * half_view, -distance)
+    middle = (0.0 if walks else side * rng.uniform(0.15, 0.75) * half_view, -distance)
     track = Track(middle, half_view * rng.uniform(0.5, 1.1))
     yaw = math.atan2(-middle[0], -middle[1]) + rng.uniform(-1.0, 1.0)
     role = Role(shape, look, style, what, track, yaw, rng.uniform(0, 60))
@@ -136,7 +136,11 @@ def _roles(rng: np.random.Generator, camera: Camera, distance: float) -> tuple[R
         : int(rng.integers(3, 6))
     ]
     order = rng.permutation(len(cast))
-    return tuple(_role(rng, camera, distance + lane * _LANE_M, cast[who]) for lane, who in enumerate(order))
+    side = float(rng.choice((-1, 1)))  # who waves has the other side than who sits or stands
+    return tuple(
+        _role(rng, camera, distance + lane * _LANE_M, cast[who], side if cast[who] == "wave" else -side)
+        for lane, who in enumerate(order)
+    )
 
 
 def video(seed: int, size: tuple[int, int], fps: int = 25) -> Video:
