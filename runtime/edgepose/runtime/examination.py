@@ -9,12 +9,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from edgepose.runtime.errors import SOURCE
+from edgepose.runtime.errors import SOURCE, MissingLibrary
+from edgepose.runtime.stream import gst
+from edgepose.runtime.stream.encoder import CODECS
 
 # The distribution's name where it differs from the module's.
 DISTRIBUTION = {
@@ -26,12 +27,11 @@ DISTRIBUTION = {
 STREAM = ("cv2", "onnxruntime", "gi")
 WORKSTATION = tuple(m for m, source in SOURCE.items() if "workstation" in source)
 
-# Elements by what a stream needs them for; one encoder is enough.
+# Elements by what a stream needs them for.
 ELEMENTS = {
     "cameras, files": ("v4l2src", "rtspsrc", "decodebin", "videoconvert", "appsink"),
     "RTSP server": ("appsrc", "h264parse", "rtph264pay", "rtpklvpay"),
 }
-ENCODERS = ("nvv4l2h264enc", "nvh264enc", "x264enc", "openh264enc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,28 +92,19 @@ def _library(purpose: str, module: str) -> Finding:
 def _gstreamer() -> list[Finding]:
     remedy = SOURCE["gi"]
     try:
-        import gi
-
-        gi.require_version("Gst", "1.0")
-        gi.require_version("GstRtspServer", "1.0")
-        from gi.repository import Gst, GstRtspServer  # noqa: F401  (present or not is the question)
-    except (ImportError, ValueError) as error:
-        return [Finding("stream", "GStreamer", "missing", str(error), remedy)]
-    Gst.init(None)
+        Gst = gst.namespace("Gst")
+        gst.namespace("GstRtspServer")
+    except MissingLibrary as error:
+        return [Finding("stream", "GStreamer", "missing", str(error).partition(";")[0], remedy)]
     found = [Finding("stream", "GStreamer", "ok", ".".join(map(str, Gst.version()[:3])))]
-    has: Callable[[str], bool] = lambda name: Gst.ElementFactory.find(name) is not None  # noqa: E731
     for purpose, names in ELEMENTS.items():
-        lacking = [name for name in names if not has(name)]
+        lacking = " ".join(name for name in names if not gst.has_element(name))
         found.append(
-            Finding("stream", purpose, *(("missing", " ".join(lacking), remedy) if lacking else ("ok",)))
+            Finding("stream", purpose, "missing" if lacking else "ok", lacking, remedy if lacking else "")
         )
-    encoders = [name for name in ENCODERS if has(name)]
-    found.append(
-        Finding(
-            "stream", "H.264 encoder", *(("ok", " ".join(encoders)) if encoders else ("missing", "", remedy))
-        )
-    )
-    return found
+    encoders = " ".join(codec.element for codec in CODECS if gst.has_element(codec.element))
+    status = ("ok", encoders) if encoders else ("missing", "", remedy)
+    return [*found, Finding("stream", "H.264 encoder", *status)]
 
 
 def _cuda() -> Finding:

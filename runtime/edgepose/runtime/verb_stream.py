@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -135,7 +136,9 @@ def _run(running: Stream, endpoint: Endpoint, duration: float | None) -> None:
 
 
 def _viewer_url(url: str, endpoint: Endpoint) -> str:
-    return url.replace("rtsp://", "rtsp://NAME:PASSWORD@", 1) if endpoint.login else url
+    for everywhere in ("0.0.0.0", "[::]"):
+        url = url.replace(f"//{everywhere}:", f"//{socket.gethostname()}:", 1)
+    return url.replace("//", "//NAME:PASSWORD@", 1) if endpoint.login else url
 
 
 def _input(spec: SourceSpec, size: tuple[int, int] | None, once: bool) -> Input:

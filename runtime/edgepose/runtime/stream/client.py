@@ -47,8 +47,9 @@ class _Reader:
     def __init__(self, url: str) -> None:
         gst.require_elements("rtspsrc", "rtph264depay", "avdec_h264", "rtpklvdepay")
         self._lock = threading.Lock()
-        self._timestamps: dict[str, Recent[int, int]] = {
-            name: Recent(_TRACKED) for name in _ENTRANCE.values()
+        # PTS -> RTP timestamps in order: the jitter buffer may give pictures that came together one PTS.
+        self._timestamps: dict[str, Recent[int, list[int]]] = {
+            n: Recent(_TRACKED) for n in _ENTRANCE.values()
         }
         self.pipeline = gst.launch(_PIPELINE)
         self.frames, self.poses = (self.pipeline.get_by_name(name) for name in ("frames", "poses"))
@@ -69,13 +70,16 @@ class _Reader:
         buffer = info.get_buffer()
         with gst.mapped(buffer) as data, self._lock:
             timestamp = int.from_bytes(data[4:8].tobytes(), "big")  # RFC 3550 section 5.1
-            self._timestamps[name].put(buffer.pts, timestamp)
+            known = self._timestamps[name].get(buffer.pts) or []
+            if timestamp not in known:  # several packets make one picture
+                self._timestamps[name].put(buffer.pts, [*known, timestamp])
         return gst.namespace("Gst").PadProbeReturn.OK
 
     def timestamp(self, name: str, sample: Any) -> int | None:
         """The RTP timestamp of what became this sample."""
         with self._lock:
-            return self._timestamps[name].get(sample.get_buffer().pts)
+            known = self._timestamps[name].get(sample.get_buffer().pts)
+            return known.pop(0) if known else None
 
     def close(self) -> None:
         self.pipeline.set_state(gst.namespace("Gst").State.NULL)

@@ -118,12 +118,15 @@ class Encoder:
     `push` may be called from several threads. Frames must be newer than the last one.
     """
 
-    def __init__(self, codec: Codec, picture: Picture, on_unit: Callable[[Any, int, bool], None]) -> None:
+    def __init__(
+        self, codec: Codec, picture: Picture, start_ns: int, on_unit: Callable[[Any, int, bool], None]
+    ) -> None:
+        """`start_ns`: capture time of the first frame, on the monotonic clock."""
         Gst = gst.namespace("Gst")
         self._on_unit = on_unit
         self._lock = threading.Lock()
-        self._start_ns = time.monotonic_ns() - 1_000_000_000  # earlier than any frame's capture
-        self._last_ns = self._key_ns = 0
+        self._start_ns, self._last_ns = start_ns, start_ns - 1
+        self._key_ns = 0
         size = f"width={picture.width},height={picture.height}"
         # block=true at one frame: an encoder that is too slow holds up its feeder, whose mailbox drops.
         frame_bytes = 3 * picture.width * picture.height
@@ -143,7 +146,7 @@ class Encoder:
         """Encode a (H, W, 3) BGR frame captured at `clock_ns`; False when it is not newer than the last."""
         buffer = gst.buffer_of(image)
         with self._lock:
-            if clock_ns <= max(self._last_ns, self._start_ns):
+            if clock_ns <= self._last_ns:
                 return False
             self._last_ns = clock_ns
             if clock_ns - self._key_ns >= _KEY_EVERY_NS:  # by time: a slow network makes few frames a second

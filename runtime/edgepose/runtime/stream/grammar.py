@@ -65,10 +65,9 @@ class Endpoint:
     mount: str  # begins with /
     login: Login | None = None
 
-    def url(self, port: int, host: str | None = None) -> str:
-        """The address to give to a player, with the port that was really bound."""
-        name = host or self.host
-        bracketed = f"[{name}]" if ":" in name else name
+    def url(self, port: int) -> str:
+        """The address to give to a player on this machine, with the port that was really bound."""
+        bracketed = f"[{self.host}]" if ":" in self.host else self.host
         return f"rtsp://{bracketed}:{port}{self.mount}"
 
 

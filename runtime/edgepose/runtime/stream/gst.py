@@ -14,6 +14,7 @@ from edgepose.runtime.errors import SOURCE, MissingLibrary, require
 from edgepose.runtime.preprocess import U8
 
 # PyGObject has no annotations: everything that comes out of it is Any, and stays inside this package.
+_LONGEST_CAUSE = 120  # characters: longer ones are for developers
 _READ, _WRITE = 1, 2  # GstMapFlags
 
 
@@ -66,7 +67,13 @@ def fault_of(pipeline: Any) -> str | None:
     """The first error that the pipeline reported since the last call, or None."""
     Gst = namespace("Gst")
     message = pipeline.get_bus().pop_filtered(Gst.MessageType.ERROR)  # throws other messages away
-    return str(message.parse_error()[0].message) if message else None
+    if not message:
+        return None
+    error, details = message.parse_error()
+    reason = str(error.message).strip().rstrip(".")
+    # The message is often as general as "Unhandled error"; the last line of the details then has the cause.
+    cause = str(details or "").rpartition("\n")[2].strip().rstrip(".")
+    return f"{reason}: {cause}" if cause and cause not in reason and len(cause) < _LONGEST_CAUSE else reason
 
 
 class _MapInfo(ctypes.Structure):

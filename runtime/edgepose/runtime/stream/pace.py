@@ -31,10 +31,10 @@ class RateLimit:
 
     def admits(self, clock_ns: int) -> bool:
         """Whether the frame of that capture time (ns, rising) goes on."""
-        # Half a period of tolerance: a camera's jitter must not halve a rate that equals the limit.
-        if self._due_ns is not None and clock_ns < self._due_ns - self._period_ns // 2:
-            return False
         due_ns = clock_ns if self._due_ns is None else self._due_ns
+        if clock_ns < due_ns:
+            return False
+        # A late frame may be made good by one period: a camera's jitter must not halve a rate at the limit.
         self._due_ns = max(due_ns, clock_ns - self._period_ns) + self._period_ns
         return True
 

@@ -27,6 +27,7 @@ from edgepose.runtime.stream.supervise import Listener, Patience, Supervisor
 
 _POLL_S = 0.1
 _JOIN_S = 0.6  # for each of three threads at the end: with the rest it stays under 3 s
+_APART_NS = 1_000_000  # between two pictures; a tick of RTP's 90 kHz clock is 11,111 ns
 _NOMINAL_FPS = 30  # of a source that does not say
 
 Estimate = Callable[[U8], Poses]
@@ -89,6 +90,7 @@ class Stream:
         self._server: Server | None = None
         self._codec: Codec | None = None
         self._encoder: Encoder | None = None
+        self._newest_ns = 0  # capture time of the newest picture
         self._size = (0, 0)  # width, height in pixels; known with the first frame
         self._shown = Poses.empty()  # the newest poses
 
@@ -186,17 +188,25 @@ class Stream:
             return
         if self._encoder is None:
             self._open_encoder(frame)
-        frame = Frame(fitted(frame.image, self._size), frame.clock_ns, frame.index)
+        frame = Frame(fitted(frame.image, self._size), self._later(frame.clock_ns), frame.index)
         self._tally.frames_in += 1
         if self._settings.overlay != "sync":
             self._show(frame, self._shown)
         self._mailbox.put((frame, self._tally.frames_in - 1))
 
+    def _later(self, clock_ns: int) -> int:
+        """`clock_ns`, or a little after the newest picture: no two pictures may share an RTP timestamp.
+
+        A network camera that catches up gives several pictures one time.
+        """
+        self._newest_ns = max(clock_ns, self._newest_ns + _APART_NS)
+        return self._newest_ns
+
     def _open_encoder(self, first: Frame) -> None:
         assert self._codec is not None
         self._size = stream_size(first.image, self._settings.size)
         fps = self._settings.fps or round(first.fps) or _NOMINAL_FPS
-        encoder = Encoder(self._codec, Picture(*self._size, fps), self._on_unit)
+        encoder = Encoder(self._codec, Picture(*self._size, fps), first.clock_ns, self._on_unit)
         self._tally.first_ns = first.clock_ns
         self._hub.wants_key = encoder.force_key
         self._encoder = encoder
@@ -204,7 +214,7 @@ class Stream:
         self._streaming.set()
 
     def _on_silence(self) -> None:
-        now_ns = time.monotonic_ns()
+        now_ns = self._later(time.monotonic_ns())
         self._shown = Poses.empty()
         self._hub.push_poses(no_signal_line(self._stamp(now_ns, None, self._tally.frames_in)), now_ns)
         self._show(Frame(no_signal(self._size), now_ns), self._shown)

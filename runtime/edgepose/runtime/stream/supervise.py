@@ -13,7 +13,9 @@ from edgepose.runtime.stream.source import Frame, Source, SourceEndedError, Sour
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.1  # how soon a stop is noticed
-_SILENCE_S = 0.5  # between two calls of `on_silence` while there is no signal
+_SILENCE_S = (
+    0.5  # without a picture until `on_silence` is called, and again: a file that begins again takes less
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Supervisor:
         self._backoff = Backoff()
         self._stop = threading.Event()
         self._seen = False  # any frame since the start
-        self._told_s = 0.0  # when `on_silence` was called last, monotonic
+        self._shown_s = 0.0  # when the listener was called last, monotonic
         self.losses = 0
 
     def run(self) -> None:
@@ -58,7 +60,7 @@ class Supervisor:
             try:
                 self._read_until_gone()
             except SourceEndedError:
-                if False:
+                if self._once:
                     return
             except SourceLostError as lost:
                 if not self._seen:
@@ -102,6 +104,7 @@ class Supervisor:
         self._seen = True
         self._backoff.reset()
         self._listener.on_frame(frame)
+        self._shown_s = time.monotonic()
 
     def _wait(self, lost: SourceLostError) -> None:
         self.losses += 1
@@ -113,6 +116,6 @@ class Supervisor:
             self._stop.wait(min(left_s, _POLL_S))
 
     def _tell_silence(self) -> None:
-        if time.monotonic() - self._told_s >= _SILENCE_S:
-            self._told_s = time.monotonic()
+        if time.monotonic() - self._shown_s >= _SILENCE_S:
+            self._shown_s = time.monotonic()
             self._listener.on_silence()

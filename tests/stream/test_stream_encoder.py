@@ -1,0 +1,96 @@
+"""Which encoder works here, and what comes out of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgepose.runtime.errors import HardwareError, MissingLibrary
+from edgepose.runtime.stream import encoder, gst
+from edgepose.runtime.stream.encoder import CODECS, Codec, Encoder, Picture, choose, works
+
+pytest.importorskip("gi", reason="GStreamer's Python bindings come from the distribution (python3-gi)")
+
+BY_NAME = {codec.element: codec for codec in CODECS}
+
+
+def test_an_encoder_is_tried_before_it_is_chosen() -> None:
+    """`identity` is installed and fails at work, as nvv4l2h264enc does on a board without the chip."""
+    pretender = Codec("identity", False, "identity error-after=2")
+    x264 = BY_NAME["x264enc"]
+    assert choose((pretender, x264)) == x264
+    with pytest.raises(HardwareError, match=r"no H\.264 encoder works here \(tried identity\)"):
+        choose((pretender,))
+    with pytest.raises(MissingLibrary, match=r"nosuchenc.*apt-get install"):
+        choose((Codec("nosuchenc", False, "nosuchenc"),))
+
+
+def test_hardware_is_tried_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "works", lambda codec: pytest.fail("tried in this process"))
+    works_apart = Codec("x264enc", True, "")
+    assert choose((works_apart,)) == works_apart
+    if gst.has_element("nvv4l2h264enc"):
+        pytest.skip("this machine has the element that the next lines take as missing")
+    monkeypatch.setattr(gst, "has_element", lambda name: True)
+    with pytest.raises(HardwareError, match="tried nvv4l2h264enc"):
+        choose((BY_NAME["nvv4l2h264enc"],))
+
+
+@pytest.mark.parametrize("element", ["x264enc", "openh264enc"])
+def test_software_encoders_work(element: str) -> None:
+    if not gst.has_element(element):
+        pytest.skip(f"{element} is not installed")
+    assert works(BY_NAME[element])
+
+
+def test_an_access_unit_for_each_frame_with_its_capture_time_and_a_key_frame_each_second() -> None:
+    """At 10 frames a second, far below the nominal rate: key frames go by time."""
+    units: list[tuple[int, bool]] = []
+
+    def on_unit(_buffer: Any, clock_ns: int, is_key: bool) -> None:
+        units.append((clock_ns, is_key))
+
+    start_ns = time.monotonic_ns() - 60_000_000_000  # a machine that was busy for a minute loses nothing
+    coder = Encoder(BY_NAME["x264enc"], Picture(322, 240, 30), start_ns, on_unit)
+    stop = threading.Event()
+    thread = threading.Thread(target=coder.run, args=(stop,))
+    thread.start()
+    times = [start_ns + i * 100_000_000 for i in range(35)]
+    picture = np.zeros((240, 322, 3), np.uint8)
+    try:
+        assert all(coder.push(picture, when) for when in times)
+        assert not coder.push(picture, times[3])  # older than the last one: never goes back
+        coder.end()
+        thread.join(5)
+        assert not thread.is_alive()
+    finally:
+        stop.set()
+        coder.close()
+    assert [when for when, _ in units] == times
+    keys = [i for i, (_, is_key) in enumerate(units) if is_key]
+    assert keys[0] == 0
+    assert max(np.diff([*keys, 35])) <= 11
+
+
+@pytest.mark.parametrize("width", [32, 33, 34, 35])
+def test_pixels_survive_the_way_through_a_pipeline(width: int) -> None:
+    """Rows are padded to 4 bytes by GStreamer: for every remainder of the width."""
+    rng = np.random.default_rng(width)
+    image = rng.integers(0, 256, (20, width, 3), np.uint8)
+    Gst = gst.namespace("Gst")
+    pipeline = gst.launch(
+        f"appsrc name=a caps=video/x-raw,format=BGR,width={width},height=20,framerate=1/1 format=time ! "
+        "videoconvert ! video/x-raw,format=RGBx ! videoconvert ! video/x-raw,format=BGR ! "
+        "appsink name=b sync=false"
+    )
+    pipeline.set_state(Gst.State.PLAYING)
+    pipeline.get_by_name("a").push_buffer(gst.buffer_of(image))
+    sample = pipeline.get_by_name("b").try_pull_sample(5 * Gst.SECOND)
+    assert gst.size_of(sample) == (width, 20)
+    assert gst.rate_of(sample) == 1
+    np.testing.assert_array_equal(gst.image_of(sample), image)
+    pipeline.set_state(Gst.State.NULL)

@@ -1,0 +1,260 @@
+"""`edgepose stream` as a user runs it: a process, its streams, its signals and its exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stream_standins import numbered
+
+from edgepose.runtime.bundle import publish
+from edgepose.runtime.spec import Spec
+from edgepose.runtime.stream.client import read_rtsp
+from edgepose.runtime.stream.lines import people_of
+
+pytest.importorskip("gi", reason="GStreamer's Python bindings come from the distribution (python3-gi)")
+
+ROOT = Path(__file__).parents[2]
+VERB = [
+    sys.executable,
+    "-c",
+    "import sys; from edgepose.runtime.cli import guarded; from edgepose.runtime.verb_stream import stream; "
+    "sys.exit(guarded(lambda: stream.main(prog_name='edgepose stream', standalone_mode=False)))",
+]
+STAGES = ("training", "compression", "export", "calibration", "runtime")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / stage) for stage in STAGES)}
+
+
+def run(*arguments: str | Path, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
+    command = [*VERB, *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout_s, env=ENVIRONMENT, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def movie(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("ffmpeg is not installed")
+    path = tmp_path_factory.mktemp("movie") / "walk.mkv"
+    raw = b"".join(numbered(index).tobytes() for index in range(30))
+    kind = ("-f", "rawvideo", "-pix_fmt", "bgr24", "-s", "320x240", "-r", "25", "-i", "-")
+    subprocess.run(["ffmpeg", "-v", "error", *kind, str(path)], input=raw, check=True, timeout=60)
+    return path
+
+
+@contextlib.contextmanager
+def serving(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The verb while it serves, and the address from its start line."""
+    command = [*VERB, *map(str, arguments)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as process:
+        try:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            found = re.search(r"ffplay (rtsp://\S+)", line)
+            assert found, line + process.stderr.read()
+            yield process, found[1]
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly_within_3_s_while_somebody_watches(
+    movie: Path, still_bundle: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    poses = tmp_path / "poses.jsonl"
+    arguments = ("--source", movie, "--bundle", still_bundle, "--rtsp", ":0/pose", "--poses", poses, "--json")
+    with serving(*arguments) as (process, url):
+        frames = read_rtsp(url, 10)
+        process.send_signal(number)
+        start_s = time.monotonic()
+        out, err = process.communicate(timeout=10)
+        took_s = time.monotonic() - start_s
+    assert process.returncode == 0, err
+    assert took_s < 3
+    summary = json.loads(out)
+    lines = [json.loads(line) for line in poses.read_text().splitlines()]
+    assert len(lines) == summary["frames_estimated"] >= 10
+    assert summary["clients"] == 1
+    joints = np.arange(17)
+    # The network sees (40 + 2 k, 20 + 4 k) of 128 pixels; the picture is 320 x 240: times 2.5.
+    expected = (np.stack([40 + 2 * joints, 20 + 4 * joints], 1) + 0.5) * 2.5 - 0.5
+    for message in [*lines, *(frame.poses for frame in frames)]:
+        assert message is not None
+        people = people_of(message)
+        assert people.scores.tolist() == pytest.approx([0.9])
+        np.testing.assert_allclose(people.keypoints[0], expected, atol=0.06)
+
+
+def test_poses_go_to_stdout_as_json_lines_and_the_summary_to_stderr(movie: Path, still_bundle: Path) -> None:
+    done = run(
+        *("--source", movie, "--bundle", still_bundle, "--rtsp", ":0/pose", "--poses", "-", "--once"),
+        *("--precision", "fp32", "--overlay", "none", "--size", "160x120", "--threshold", "0.95"),
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert lines[-1]["frame"] == 29
+    assert {(line["w"], line["h"], len(line["people"])) for line in lines} == {(160, 120, 0)}  # the threshold
+    assert "clients served: 0" in done.stderr.splitlines()[-1]
+
+
+def test_a_reader_of_the_lines_that_has_seen_enough_ends_it(movie: Path, still_bundle: Path) -> None:
+    command = [*VERB, "--source", str(movie), "--bundle", str(still_bundle), "--rtsp", ":0/p", "--poses", "-"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["v"] == 1
+        process.stdout.close()
+        assert process.wait(10) == 0
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_duration_ends_it(movie: Path, still_bundle: Path) -> None:
+    done = run("--source", movie, "--bundle", still_bundle, "--rtsp", ":0/pose", "--duration", "0.7")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"frames: \d+ in, \d+ estimated", done.stdout)
+
+
+def synthetic_is_there() -> bool:
+    try:
+        return hasattr(importlib.import_module("edgepose.calibration.synthetic"), "video")
+    except ImportError:
+        return False
+
+
+@pytest.mark.skipif(not synthetic_is_there(), reason="the generator of people is not in this installation")
+def test_synthetic_people_are_streamed(still_bundle: Path) -> None:
+    source = "synthetic:seed=3,size=320x240,fps=10"
+    with serving("--source", source, "--bundle", still_bundle, "--rtsp", ":0/pose") as (_, url):
+        frames = read_rtsp(url, 5)
+    assert {frame.image.shape for frame in frames} == {(240, 320, 3)}
+    indices = [frame.poses["frame"] for frame in frames if frame.poses]
+    assert indices == sorted(set(indices))
+    assert len(indices) == 5
+
+
+def test_a_board_without_the_generator_says_so(still_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from edgepose.runtime.errors import MissingLibrary
+    from edgepose.runtime.verb_stream import stream
+
+    monkeypatch.setitem(sys.modules, "edgepose.calibration.synthetic", None)
+    result = CliRunner().invoke(stream, ["--source", "synthetic:", "--bundle", str(still_bundle)])
+    assert isinstance(result.exception, MissingLibrary)
+    assert "generator of people is not in this installation" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("changed", "code", "said"),
+    [
+        ({"--source": "nowhere.mp4"}, 2, "nowhere.mp4: no such video file"),
+        ({"--source": str(Path(__file__))}, 2, "no picture in it"),
+        ({"--source": "v4l2:/dev/video99"}, 4, "/dev/video99: no such camera"),
+        ({"--source": "rtsp://127.0.0.1:9/x"}, 4, "rtsp://127.0.0.1:9/x: no picture from it"),
+        ({"--bundle": "nowhere.edgepose"}, 2, "nowhere.edgepose: no such bundle"),
+        ({"--bundle": str(Path(__file__))}, 2, "not an edgepose bundle"),
+        ({"--rtsp": "0.0.0.0:8554/pose"}, 2, "add --user"),
+        ({"--rtsp": "here"}, 2, "HOST"),
+        ({"--size": "641x480"}, 2, "even"),
+        ({"--poses": "/nowhere/poses.jsonl"}, 2, "/nowhere/poses.jsonl: cannot be written"),
+        ({"--user": "me"}, 2, "NAME:PASSWORD"),
+        ({"--overlay": "all"}, 2, "overlay"),
+        ({"--source": "synthetic:", "--once": ""}, 2, "--once: only a file has an end"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_an_exit_code(
+    movie: Path, still_bundle: Path, changed: dict[str, str], code: int, said: str
+) -> None:
+    values = {"--source": str(movie), "--bundle": str(still_bundle), "--rtsp": ":0/pose", **changed}
+    done = run(*(part for item in values.items() for part in item if part))
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_port_in_use_is_named(movie: Path, still_bundle: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run("--source", movie, "--bundle", still_bundle, "--rtsp", f":{port}/pose")
+    assert done.returncode == 4
+    assert f"port {port} on 127.0.0.1 cannot be used (Address already in use)" in done.stderr
+
+
+def test_a_bundle_without_the_precision_says_which_it_has(movie: Path, tmp_path: Path) -> None:
+    content = tmp_path / "content"
+    content.mkdir()
+    (content / "pose.fp32.onnx").write_bytes(b"never read")
+    bundle = publish(content, tmp_path / "half.edgepose", Spec("qrpose", "half", 128, 128), {}).path
+    done = run("--source", movie, "--bundle", bundle, "--rtsp", ":0/pose")
+    assert done.returncode == 2
+    assert "has no pose.int8.ort.onnx; it has pose.fp32.onnx" in done.stderr
+    done = run("--source", movie, "--bundle", bundle, "--rtsp", ":0/pose", "--precision", "fp32")
+    assert done.returncode == 2
+    assert "cannot load it" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_ends_it_with_a_sentence(movie: Path, still_bundle: Path) -> None:
+    done = run("--source", movie, "--bundle", still_bundle, "--rtsp", ":0/pose", "--poses", "/dev/full")
+    assert done.returncode == 2
+    assert "/dev/full: the disk is full" in done.stderr
+
+
+def test_without_gstreamer_everything_imports_and_the_verb_says_what_to_install(still_bundle: Path) -> None:
+    """A bare board: gi cannot be imported, nor anything of the workstation."""
+    code = (
+        "import sys, importlib, pkgutil\n"
+        "for name in ('gi', 'torch', 'nncf', 'onnx', 'pydantic', 'yaml'): sys.modules[name] = None\n"
+        "import edgepose.runtime.stream as package\n"
+        "names = [m.name for m in pkgutil.iter_modules(package.__path__)]\n"
+        "for name in names: importlib.import_module(f'edgepose.runtime.stream.{name}')\n"
+        "from edgepose.runtime.cli import guarded\n"
+        "from edgepose.runtime.verb_stream import stream\n"
+        "print(len(names))\n"
+        "sys.exit(guarded(lambda: stream.main(sys.argv[1:], standalone_mode=False)))\n"
+    )
+    arguments = ["--source", "v4l2:/dev/null", "--bundle", str(still_bundle), "--rtsp", ":0/pose"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=ENVIRONMENT, check=False
+    )
+    assert done.returncode == 3, done.stderr
+    assert "apt-get install python3-gi" in done.stderr
+    assert int(done.stdout) >= 15
+
+
+def test_the_start_line_names_this_machine_and_no_password(movie: Path, still_bundle: Path) -> None:
+    arguments = (
+        "--source",
+        movie,
+        "--bundle",
+        still_bundle,
+        "--rtsp",
+        "0.0.0.0:0/pose",
+        "--user",
+        "me:secret",
+    )
+    with serving(*arguments) as (_, url):
+        host, port = re.fullmatch(r"rtsp://NAME:PASSWORD@(.+):(\d+)/pose", url).groups()  # type: ignore[union-attr]
+        assert host == socket.gethostname()
+        assert len(read_rtsp(f"rtsp://me:secret@127.0.0.1:{port}/pose", 2)) == 2
