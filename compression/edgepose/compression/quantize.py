@@ -1,0 +1,79 @@
+"""Post-training INT8 of an ONNX model with NNCF, told about TensorRT and checked afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from onnx import ModelProto
+
+from edgepose.compression.boundary import quantize_boundaries
+from edgepose.compression.graph import Graph, copy
+from edgepose.compression.plan import float_plan, quantized_despite_plan
+from edgepose.compression.scopes import FLOAT_SCOPES
+from edgepose.compression.trt_target import load_nncf, trt_target
+from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.poses import F32
+
+# What is done, in the words of the library; written beside every quantized model.
+SETTINGS: dict[str, str | bool] = {
+    "target": "tensorrt: int8, symmetric, activations per tensor, weights per output channel",
+    "preset": "performance",
+    "bias_correction": "fast",
+    "smooth_quant": False,
+    "boundaries": "results of ungrouped INT8 convolutions that only float layers read are INT8",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A model with Q/DQ pairs, and what was decided on the way."""
+
+    model: ModelProto  # legal, both inputs of every residual Add quantized: the origin of all views
+    plan: dict[str, str]  # name of each node that stayed float -> why
+    settings: dict[str, str | bool | int]
+
+
+def quantize(model: ModelProto, images: Iterable[F32], family: str) -> Quantized:
+    """INT8 with scales calibrated on `images`, each (1, 3, H, W) as the network wants it.
+
+    Raises EdgeposeError without images, for a family without scopes, for a model that is quantized already.
+    """
+    feeds = [{model.graph.input[0].name: image} for image in images]
+    _require_quantizable(model, len(feeds), family)
+    nncf = load_nncf()
+    plan = float_plan(model, family)
+    with trt_target(), quiet_bars():
+        result = nncf.quantize(
+            copy(model),
+            nncf.Dataset(feeds),
+            preset=nncf.QuantizationPreset.PERFORMANCE,
+            subset_size=len(feeds),
+            ignored_scope=nncf.IgnoredScope(names=list(plan)) if plan else None,
+        )
+    broken = quantized_despite_plan(result, plan)
+    assert not broken, f"NNCF quantized what the plan keeps float: {broken}"
+    return Quantized(quantize_boundaries(result, plan, feeds), plan, {**SETTINGS, "images": len(feeds)})
+
+
+def _require_quantizable(model: ModelProto, images: int, family: str) -> None:
+    graph = Graph(model)
+    if family not in FLOAT_SCOPES:
+        raise EdgeposeError(f"family {family!r}: has no float scopes; known are {', '.join(FLOAT_SCOPES)}")
+    if not images:
+        raise EdgeposeError("the calibration set is empty; make one with `edgepose calibrate`")
+    if any(node.op_type == "QuantizeLinear" for node in graph.nodes):
+        raise EdgeposeError("the model is quantized already; give the FP32 bundle")
+    names = [node.name for node in graph.nodes]
+    if "" in names or len(set(names)) != len(names):
+        raise EdgeposeError("the model has nameless or equally named nodes; export it with `edgepose export`")
+
+
+@contextlib.contextmanager
+def quiet_bars() -> Iterator[None]:
+    """NNCF draws its progress on stdout; here it goes to stderr, and nowhere when that is not a terminal."""
+    with contextlib.redirect_stdout(sys.stderr if sys.stderr.isatty() else io.StringIO()):
+        yield

@@ -1,0 +1,44 @@
+"""What stays in floating point in each family beyond the general rules, and the measurement behind it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Layers by name: `pattern` is matched against whole parts of a path (`head.off1`, `/head/off1/Conv`)."""
+
+    what: str  # what these layers compute, for people
+    pattern: str
+    reason: str
+    downstream: bool  # whether everything computed from these layers stays float too
+
+    def matches(self, name: str) -> bool:
+        """Whether one component of the path `name` is the pattern."""
+        return any(re.fullmatch(self.pattern, part) for part in re.split(r"[./]", name))
+
+
+FLOAT_SCOPES: dict[str, tuple[Scope, ...]] = {
+    "qrpose": (
+        Scope(
+            "scores",
+            r"score\d*",
+            "score logits in 8 bits tie: 91 duplicate people instead of 1 on 400 images, AP .3325 -> .3139",
+            downstream=True,
+        ),
+        Scope(
+            "offsets",
+            r"off\d*",
+            "offsets in 8 bits step by half a map pixel at 128x128: mean OKS .6323 -> .6181",
+            downstream=True,
+        ),
+        Scope(
+            "confidences",
+            r"conf\d*|joint_conf",
+            "per-joint confidences are an output; they cost one 1x1 layer",
+            downstream=True,
+        ),
+    ),
+}

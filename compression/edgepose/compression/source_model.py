@@ -1,0 +1,37 @@
+"""The PyTorch network that an artefact was made from: built by name, with weights from a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from edgepose.runtime.bundle import Bundle
+from edgepose.runtime.drafts import sha256
+from edgepose.runtime.errors import EdgeposeError
+from edgepose.training.models import build, load_published, shipped_weights
+
+
+def load_model(name: str, weights: Path | None) -> tuple[nn.Module, dict[str, str]]:
+    """The network in evaluation mode and its provenance: `weights` (a file name) and `weights_sha256`.
+
+    `weights` None takes those that come with edgepose. Raises EdgeposeError for an unknown name or file.
+    """
+    model = build(name)
+    path = weights or shipped_weights(name)
+    load_published(model, path)
+    return model.eval(), {"weights": path.name, "weights_sha256": sha256(path)}
+
+
+def load_bundled_model(bundle: Bundle, weights: Path | None) -> nn.Module:
+    """The network that `bundle` was exported from; refuses other weights than the bundle names."""
+    expected = bundle.provenance.get("weights_sha256")
+    if expected is None:
+        raise EdgeposeError(f"{bundle.path}: does not say which weights it has; export it again")
+    model, origin = load_model(bundle.spec.model, weights)
+    if origin["weights_sha256"] != expected:
+        raise EdgeposeError(
+            f"{origin['weights']}: not the weights of {bundle.path} (sha256 {origin['weights_sha256'][:9]}…, "
+            f"wanted {expected[:9]}…); name the right file with --weights"
+        )
+    return model

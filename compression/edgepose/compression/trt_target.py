@@ -1,0 +1,83 @@
+"""What TensorRT can run in INT8, told to NNCF as a hardware table for the length of a `with` block."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from edgepose.runtime.errors import require
+
+
+def load_nncf() -> ModuleType:
+    """NNCF, imported so that it neither reports its use nor writes a client id into the home folder.
+
+    NNCF reports nothing when `openvino_telemetry` cannot be imported, so that import is made to fail here.
+    """
+    if "nncf" in sys.modules:
+        return sys.modules["nncf"]
+    before = sys.modules.get("openvino_telemetry")
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # this makes the import fail
+    try:
+        return require("nncf")
+    finally:
+        del sys.modules["openvino_telemetry"]
+        if before is not None:
+            sys.modules["openvino_telemetry"] = before
+
+
+def _table() -> tuple[Any, ...]:
+    """NNCF `OpDesc` for every operator that may be touched; all others stay float.
+
+    Signed, symmetric, activations per tensor, weights per output channel: NvInfer.h, IQuantizeLayer. Without
+    `signedness_to_force` NNCF writes uint8 after every ReLU, which TensorRT's parser refuses.
+    """
+    from nncf.common.hardware.defines import SCALES, UNIFIED, Granularity, OpDesc, QConfigSpace
+    from nncf.common.hardware.opset import HWOpName as Op
+    from nncf.common.quantization.structs import QuantizationScheme
+
+    def space(*granularity: Granularity, narrow: bool) -> QConfigSpace:
+        return QConfigSpace(
+            bits=8,
+            mode=(QuantizationScheme.SYMMETRIC,),
+            granularity=granularity,
+            narrow_range=(narrow,),
+            signedness_to_force=True,
+        )
+
+    activation = (space(Granularity.PER_TENSOR, narrow=False),)
+    weight = (space(Granularity.PER_CHANNEL, Granularity.PER_TENSOR, narrow=True),)
+    weighted = (Op.CONVOLUTION, Op.DEPTHWISE_CONVOLUTION, Op.MAT_MUL)
+    moves = [Op.MAX_POOL, Op.RESHAPE, Op.FLATTEN, Op.SQUEEZE, Op.UNSQUEEZE, Op.TRANSPOSE, Op.SPLIT]
+    moves += [Op.VARIADIC_SPLIT, Op.SLICE, Op.STRIDED_SLICE, Op.BROADCAST, Op.TILE, Op.PAD]
+    return (
+        *(OpDesc(type=op, activations=activation, weights=weight) for op in (*weighted, Op.ADD)),
+        *(OpDesc(type=op, activations=activation) for op in (Op.AVG_POOL, Op.INTERPOLATE)),
+        OpDesc(type=Op.CONCAT, attributes={SCALES: UNIFIED}),  # unequal input scales cost a requantization
+        *(OpDesc(type=op) for op in moves),
+    )
+
+
+@contextlib.contextmanager
+def trt_target() -> Iterator[None]:
+    """NNCF places and chooses quantizers for TensorRT inside this block.
+
+    It replaces a function that NNCF 3.4 keeps to itself; hence the pin `nncf>=3.4,<3.5` and the linter.
+    NNCF's log is silent inside: it is about placements that the linter and the float plan report better.
+    """
+    load_nncf()
+    import nncf.common.hardware.config as hardware
+
+    table, original = _table(), hardware.get_hw_setup
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    hardware.get_hw_setup = lambda target_device: table
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        hardware.get_hw_setup = original
+        logger.setLevel(level)

@@ -1,0 +1,85 @@
+"""The bundle's README.md: what the model is, what is in the folder, where it came from, what is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgepose.runtime.spec import Spec
+
+VIEWS = {
+    "fp32": "the reference; any ONNX runtime, and TensorRT 8.x or weakly typed 10.x with the FP16 flag",
+    "fp16": "half-precision types with float32 ends; coordinates and scores are computed in float32",
+    "int8.ort": "INT8 as ONNX Runtime's CPU kernels fuse it (unsigned activations)",
+    "int8.trt": "INT8 for TensorRT 8.x and weakly typed 10.x (INT8 and FP16 flags)",
+    "int8.trt-typed": "INT8 with half types for strongly typed TensorRT 10.x and 11.x",
+}
+
+FAMILIES = {
+    "qrpose": (
+        "A single-stage network: each pixel of a stride-4 map regresses a whole pose and predicts its own "
+        "quality. An independent implementation of the ideas of “Learning Quality-aware Representation for "
+        "Multi-person Pose Regression” (AAAI 2022); it does not reproduce the paper's results."
+    )
+}
+
+
+def card(spec: Spec, provenance: Mapping[str, Any], files: Mapping[str, int]) -> str:
+    """Markdown. `files` are the bundle's files and their sizes in bytes."""
+    sections = (
+        f"# {spec.model}",
+        FAMILIES[spec.family],
+        _interface(spec),
+        "## Files\n\n" + "\n".join(_file_line(name, size) for name, size in sorted(files.items())),
+        "## Where it came from\n\n" + "\n".join(_origin(provenance)),
+        _limits(),
+    )
+    return "\n\n".join(sections) + "\n"
+
+
+def _interface(spec: Spec) -> str:
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (spec.mean, spec.std))
+    joints = len(spec.joints())
+    return (
+        "## Input and outputs\n\n"
+        f"`images` (batch, 3, {spec.height}, {spec.width}) float32, {spec.colour}: the picture letterboxed "
+        "(aspect kept, top left, padded right and below with the mean colour), scaled to 0..1, minus mean "
+        f"({mean}), divided by standard deviation ({std}).\n\n"
+        "`scores` (batch, N): expected OKS of each person, 0 for an empty slot · `boxes` (batch, N, 4): x0, "
+        f"y0, x1, y1 of the joints · `keypoints` (batch, N, {joints}, 2) · `keypoint_scores` (batch, N, "
+        f"{joints}). Coordinates are pixels of the input; joints are those of {spec.skeleton}. "
+        f"A stream shows people from a score of {spec.score_threshold:g} on."
+    )
+
+
+def _file_line(name: str, size: int) -> str:
+    view = ".".join(name.removesuffix(".onnx").split(".")[1:]) if name.endswith(".onnx") else ""
+    other = {
+        "golden.npz": "pictures and each view's answers, to be reproduced on another machine",
+        "calibration.json": "manifest of the pictures the INT8 scales were calibrated on",
+    }
+    return f"- `{name}` ({size / 1e6:.2f} MB): {VIEWS.get(view) or other.get(name, '')}"
+
+
+def _origin(provenance: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"- weights `{provenance['weights']}`, sha256 `{provenance['weights_sha256']}`",
+        f"- made by `{provenance['command']}`",
+        "- with " + ", ".join(f"{name} {number}" for name, number in sorted(provenance["versions"].items())),
+        f"- graph: {provenance['simplified']}",
+    ]
+    if "calibration_sha256" in provenance:
+        lines.append(
+            f"- INT8 scales from {provenance['calibration_images']} pictures, manifest sha256 "
+            f"`{provenance['calibration_sha256']}`"
+        )
+    return lines
+
+
+def _limits() -> str:
+    return (
+        "## What is not known\n\n"
+        "The TensorRT views follow rules read from its headers, parser sources and issues; no engine was "
+        "built of them where this bundle was made. Accuracy and speed are in `ledger.json` once "
+        "`edgepose verify` has run."
+    )

@@ -1,0 +1,105 @@
+"""The report's plots, drawn from measured rows; each comes back as PNG bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgepose.calibration.ledger import Ledger
+from edgepose.calibration.score import ScoreCalibration
+from edgepose.runtime.errors import require
+from edgepose.runtime.skeleton import Skeleton
+
+INK, ACCENT, SOFT, WARM = "#1b2a3a", "#1f77b4", "#9db8cf", "#d9822b"
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    # The object interface with the Agg canvas: nothing global, no display.
+    figure = require("matplotlib.figure").Figure(figsize=(width, height), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK, labelsize=8)
+    return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def accuracy(ledger: Ledger) -> bytes:
+    """AP of each artefact, with the bootstrap interval of its difference to the first row."""
+    figure, axes = _figure(6.4, 0.6 + 0.45 * len(ledger.rows))
+    reference = ledger.rows[0].score.ap
+    for place, row in enumerate(ledger.rows):
+        axes.barh(place, 100 * row.score.ap, color=ACCENT if place == 0 else SOFT, height=0.6)
+        axes.text(
+            100 * row.score.ap + 2.5, place, f"{100 * row.score.ap:.1f}", va="center", fontsize=8, color=INK
+        )
+        if row.difference is not None:
+            ends = [100 * (reference + end) for end in (row.difference.low, row.difference.high)]
+            axes.plot(ends, [place, place], color=WARM, linewidth=2)
+    axes.set_yticks(range(len(ledger.rows)), [row.stage for row in ledger.rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("AP (points); orange: 95 % interval of the difference to FP32", fontsize=8, color=INK)
+    axes.set_xlim(0, 100)
+    return _png(figure)
+
+
+def latency(ledger: Ledger) -> bytes:
+    """Median and 95th percentile of each artefact's latency."""
+    figure, axes = _figure(6.4, 0.6 + 0.45 * len(ledger.rows))
+    timed = [(row.stage, row.latency) for row in ledger.rows if row.latency is not None]
+    for place, (_, spent) in enumerate(timed):
+        axes.barh(place, spent.p95_ms, color=SOFT, height=0.6)
+        axes.barh(place, spent.p50_ms, color=ACCENT, height=0.6)
+        axes.text(spent.p95_ms, place, f"  {spent.p50_ms:.1f} ms", va="center", fontsize=8, color=INK)
+    axes.set_yticks(range(len(timed)), [stage for stage, _ in timed])
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set_xlabel(
+        "milliseconds a picture, preprocessing included: median (dark), 95th percentile (light)", fontsize=8
+    )
+    return _png(figure)
+
+
+def per_joint(ledger: Ledger, skeleton: Skeleton) -> bytes:
+    """Mean OKS term of every joint, first row against last row."""
+    figure, axes = _figure(6.4, 3.2)
+    for row, colour, offset in ((ledger.rows[0], ACCENT, -0.2), (ledger.rows[-1], WARM, 0.2)):
+        values = [value or 0.0 for value in row.score.per_joint_oks]
+        axes.bar([joint + offset for joint in range(len(values))], values, 0.4, color=colour, label=row.stage)
+    axes.set_xticks(
+        range(len(skeleton)), [joint.replace("_", " ") for joint in skeleton.joints], rotation=60, ha="right"
+    )
+    axes.set_ylabel("mean OKS term of matched people", fontsize=8)
+    axes.set_ylim(0, 1)
+    axes.legend(fontsize=8, frameon=False, loc="lower left")
+    return _png(figure)
+
+
+def reliability(calibrations: Mapping[str, ScoreCalibration]) -> bytes:
+    """Predicted against reached OKS per score bin: on the diagonal the score means what it says."""
+    figure, axes = _figure(3.6, 3.4)
+    axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1)
+    for (stage, calibration), colour in zip(calibrations.items(), (ACCENT, WARM), strict=False):
+        points = [
+            (p, a) for p, a in zip(calibration.predicted, calibration.actual, strict=True) if p is not None
+        ]
+        label = f"{stage} (error {calibration.error:.3f})"
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=label)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="predicted OKS (score)", ylabel="reached OKS", aspect="equal")
+    axes.legend(fontsize=7, frameon=False, loc="upper left")
+    return _png(figure)
+
+
+def timeline(latencies_ms: Sequence[float]) -> bytes:
+    """Latency of each streamed frame from capture to pose."""
+    figure, axes = _figure(6.4, 2.0)
+    axes.plot(latencies_ms, color=ACCENT, linewidth=1)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("frame", fontsize=8)
+    axes.set_ylabel("ms, capture to pose", fontsize=8)
+    return _png(figure)

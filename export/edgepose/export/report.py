@@ -1,0 +1,212 @@
+"""The demo's HTML report: one file, every figure measured in the run it describes."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from edgepose.calibration.dataset import open_dataset
+from edgepose.calibration.ledger import Ledger, Row
+from edgepose.calibration.score import score_calibration
+from edgepose.export import plots
+from edgepose.export.demo import Outcome, Streamed
+from edgepose.export.streamcheck import GOOD_OKS
+from edgepose.runtime.backend import open_backend
+from edgepose.runtime.bundle import Bundle
+from edgepose.runtime.drafts import draft_file
+from edgepose.runtime.errors import require
+from edgepose.runtime.estimator import Estimator
+from edgepose.runtime.overlay import draw
+from edgepose.runtime.poses import Poses
+from edgepose.runtime.preprocess import U8
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+SHOWN_PICTURES, SHOWN_FRAMES, STUDIED = 8, 4, 100
+STREAM_GATE = 0.8  # share of the people who must be found in the stream
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A picture inside the page."""
+
+    uri: str
+    caption: str
+
+
+def write_report(path: Path, outcome: Outcome) -> None:
+    """Write the page; complete or not at all."""
+    template = (
+        require("jinja2").Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    )
+    html = template.render(**_content(outcome))
+    with draft_file(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+
+
+def failures(outcome: Outcome) -> list[str]:
+    """All gates the demo fails, in words."""
+    score = outcome.streamed.score
+    failed = outcome.ledger.verdict()
+    if score.share < STREAM_GATE:
+        failed.append(
+            f"stream: {score.share:.0%} of {score.people} people found, {STREAM_GATE:.0%} are asked for"
+        )
+    return failed
+
+
+def stream_sentence(streamed: Streamed) -> str:
+    """What the client saw, in one sentence."""
+    score, paired = streamed.score, sum(frame.poses is not None for frame in streamed.frames)
+    return (
+        f"A GStreamer RTSP client read {len(streamed.frames)} frames, {paired} with their poses; of "
+        f"{score.people} unoccluded people taller than a quarter of the picture, {score.found} "
+        f"({score.share:.0%}) came out with an OKS of {GOOD_OKS} or more."
+    )
+
+
+def watch_lines(outcome: Outcome) -> list[str]:
+    """The two commands that show the stream."""
+    bundle = outcome.bundle.path
+    return [
+        f".venv/bin/edgepose stream --source synthetic:seed=1 --bundle {bundle} --rtsp :8554/pose",
+        "ffplay rtsp://127.0.0.1:8554/pose",
+    ]
+
+
+def _content(outcome: Outcome) -> dict[str, Any]:
+    ledger = outcome.ledger
+    evaluation = _Study(outcome)
+    return {
+        "model": outcome.bundle.spec.model,
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "environment": ", ".join(f"{name} {value}" for name, value in ledger.environment.items()),
+        "failures": failures(outcome),
+        "data": _data_sentence(ledger),
+        "ledger_head": ("artefact", "AP", "AP50", "AP75", "AR", "AP - FP32", "drift px", "ms", "MB"),
+        "ledger_rows": [_cells(row, ledger) for row in ledger.rows],
+        "plots": _plots(outcome, evaluation),
+        "pictures": list(evaluation.pictures()),
+        "calibration": _calibration_sentence(outcome.calibration),
+        "stream": stream_sentence(outcome.streamed),
+        "stream_good": outcome.streamed.score.share >= STREAM_GATE,
+        "received": list(_received(outcome.streamed.frames)),
+        "timeline": _uri(
+            plots.timeline([line["latency_ms"] for line in outcome.streamed.lines if "latency_ms" in line])
+        ),
+        "watch": watch_lines(outcome),
+        "commands": outcome.commands,
+    }
+
+
+def _data_sentence(ledger: Ledger) -> str:
+    score = ledger.baseline.score
+    return (
+        f"{ledger.data['evaluation']}: {score.pictures} pictures, {score.people} people of "
+        f"{score.min_height_px:g} px or more; {score.ignored} others neither count nor cost. "
+        "Drift: median and 95th percentile of the joints' distance to FP32, in pixels of the input."
+    )
+
+
+def _cells(row: Row, ledger: Ledger) -> tuple[str, ...]:
+    score = row.score
+    points = tuple(f"{100 * value:.1f}" for value in (score.ap, score.ap50, score.ap75, score.ar))
+    loss = "" if row is ledger.baseline else f"{-100 * ledger.ap_loss(row):+.2f}"
+    if row.difference is not None:
+        loss += f" ({100 * row.difference.low:+.1f} … {100 * row.difference.high:+.1f})"
+    drift = (
+        ""
+        if row.drift is None or row.drift.p50_px is None
+        else f"{row.drift.p50_px:.2f} / {row.drift.p95_px:.2f}"
+    )
+    spent = "" if row.latency is None else f"{row.latency.p50_ms:.1f} / {row.latency.p95_ms:.1f}"
+    size = "" if row.size_bytes is None else f"{row.size_bytes / 1e6:.2f}"
+    return (row.stage, *points, loss, drift, spent, size)
+
+
+def _calibration_sentence(calibration: dict[str, Any]) -> str:
+    strata, exclusion = calibration["coverage"], calibration["exclusion"]
+    covered = sum(stratum["chosen"] > 0 for stratum in strata.values())
+    return (
+        f"{calibration['images']} pictures with {calibration['people']} people, covering {covered} of "
+        f"{len(strata)} kinds (scale, visibility, crowding) that the source has. None is among the "
+        f"{exclusion['compared']} evaluation pictures (sha256 of their pixels); "
+        f"{exclusion['near_duplicates']} look alike. Manifest sha256 {calibration['sha256'][:16]}…"
+    )
+
+
+class _Study:
+    """FP32 and INT8 side by side on the first evaluation pictures."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self._spec = outcome.bundle.spec
+        self._data = open_dataset(outcome.plan.evaluation)
+        self._indices = range(min(STUDIED, len(self._data)))
+        self.poses = {precision: self._run(outcome.bundle, precision) for precision in ("fp32", "int8")}
+
+    def _run(self, bundle: Bundle, precision: str) -> list[Poses]:
+        with open_backend(bundle, precision) as backend:
+            estimate = Estimator(backend, self._spec)
+            return [estimate(self._data[index].image) for index in self._indices]
+
+    def calibrations(self) -> dict[str, Any]:
+        """Predicted against reached OKS of both precisions."""
+        truth = [self._data.people(index) for index in self._indices]
+        return {
+            name.upper(): score_calibration(truth, poses, self._spec.joints())
+            for name, poses in self.poses.items()
+        }
+
+    def pictures(self) -> Iterator[Figure]:
+        """The pictures with most people, FP32 left, INT8 right."""
+        crowded = sorted(self._indices, key=lambda index: -len(self._data.people(index)))
+        for index in crowded[: SHOWN_PICTURES // 2] + list(self._indices[: SHOWN_PICTURES // 2]):
+            image = self._data[index].image
+            pair = [self._annotated(image, self.poses[precision][index]) for precision in ("fp32", "int8")]
+            yield Figure(_picture(np.concatenate(pair, axis=1)), f"picture {index}: FP32 left, INT8 right")
+
+    def _annotated(self, image: U8, poses: Poses) -> U8:
+        copy: U8 = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
+        draw(copy, _enlarged(poses.above(self._spec.score_threshold), 2), self._spec.joints())
+        return copy
+
+
+def _enlarged(poses: Poses, factor: float) -> Poses:
+    keypoints = ((poses.keypoints + 0.5) * factor - 0.5).astype(np.float32)
+    return Poses(keypoints, poses.keypoint_scores, poses.scores, poses.boxes * np.float32(factor))
+
+
+def _plots(outcome: Outcome, study: _Study) -> list[Figure]:
+    ledger, spec = outcome.ledger, outcome.bundle.spec
+    return [
+        Figure(_uri(plots.accuracy(ledger)), "AP of every artefact."),
+        Figure(_uri(plots.latency(ledger)), "Time a picture, all artefacts shown every picture in turns."),
+        Figure(_uri(plots.per_joint(ledger, spec.joints())), "Where accuracy goes, joint by joint."),
+        Figure(_uri(plots.reliability(study.calibrations())), "Is the score the OKS it predicts?"),
+    ]
+
+
+def _received(frames: Sequence[Any]) -> Iterator[Figure]:
+    chosen = np.linspace(0, len(frames) - 1, SHOWN_FRAMES).astype(int)
+    for place in chosen:
+        line = frames[place].poses or {}
+        people = line.get("people") or []
+        caption = (
+            f"received frame {place}: {len(people)} people, {line.get('latency_ms', '?')} ms after capture"
+        )
+        yield Figure(_picture(frames[place].image), caption)
+
+
+def _picture(image: U8) -> str:
+    _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    return _uri(encoded.tobytes(), "jpeg")
+
+
+def _uri(content: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,85 @@
+"""`edgepose verify`: score every artefact of a bundle against FP32, and fail when a gate fails."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from edgepose.calibration.dataset import open_dataset
+from edgepose.calibration.ledger import Gates, joints_table, table
+from edgepose.export.verification import Sources, artefacts, ledger_of, run_all, with_ledger
+from edgepose.runtime.bundle import Bundle
+from edgepose.runtime.errors import EdgeposeError, GateFailed
+from edgepose.training import models
+
+DEFAULT_DATA = "synthetic:count=300,seed=7"
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--data", default=DEFAULT_DATA, show_default=True, help="Evaluation pictures: synthetic:… or COCO files."
+)
+@click.option(
+    "--weights", type=click.Path(path_type=Path), help="FP32 torch weights.  [default: the shipped ones]"
+)
+@click.option(
+    "--compressed",
+    type=click.Path(path_type=Path),
+    help="What `compress` wrote: adds the quantized torch row.",
+)
+@click.option(
+    "--min-height", default=0.0, show_default=True, help="Leave out people lower than this, in pixels."
+)
+@click.option(
+    "--max-ap-loss", default=1.0, show_default=True, help="Gate: points of AP that may be lost to FP32."
+)
+@click.option(
+    "--max-drift", default=1.0, show_default=True, help="Gate: median keypoint drift, pixels of the input."
+)
+@click.option("--min-ap", type=float, help="Gate: points of AP that the FP32 model itself must reach.")
+@click.option("--threads", default=1, show_default=True, help="CPU threads of every artefact.")
+@click.option("--per-joint", is_flag=True, help="Also print the OKS of every joint.")
+@click.option("--json", "as_json", is_flag=True, help="Print the ledger as JSON.")
+def verify(
+    bundle: Path,
+    data: str,
+    weights: Path | None,
+    compressed: Path | None,
+    min_height: float,
+    max_ap_loss: float,
+    max_drift: float,
+    min_ap: float | None,
+    threads: int,
+    per_joint: bool,
+    as_json: bool,
+) -> None:
+    """Score every artefact of BUNDLE with one evaluator; write its ledger.json; exit 1 when a gate fails.
+
+    Every picture is shown to all artefacts in turns, so their times can be compared. AP and AR are against
+    the labels, drift is against torch FP32.
+    """
+    opened = Bundle.open(bundle)
+    dataset = open_dataset(data)
+    if dataset.skeleton != opened.spec.joints():
+        raise EdgeposeError(
+            f"{data}: its joints are {dataset.skeleton.name}, the bundle's {opened.spec.skeleton}"
+        )
+    gates = Gates(max_ap_loss / 100, max_drift, None if min_ap is None else min_ap / 100)
+    sources = Sources(opened, weights or models.shipped_weights(opened.spec.model), compressed, threads)
+    with artefacts(sources) as found:
+        ledger = ledger_of(run_all(found, dataset), dataset, opened.spec, gates, min_height)
+    with_ledger(opened, ledger)
+    if as_json:
+        print(json.dumps(ledger.to_dict(), indent=1))
+    else:
+        console = Console(file=sys.stdout)
+        console.print(table(ledger))
+        if per_joint:
+            console.print(joints_table(ledger, opened.spec.joints().joints))
+    if failures := ledger.verdict():
+        raise GateFailed("a gate failed: " + "; ".join(failures))

@@ -1,0 +1,292 @@
+"""export, compress and export --compressed through the command line, on the real network, random weights."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onnx import numpy_helper
+from safetensors.torch import save
+from torch import nn
+
+from edgepose.calibration.calibration_set import make_calibration_set
+from edgepose.calibration.dataset import open_dataset
+from edgepose.compression.artefact import open_compressed
+from edgepose.compression.graph import load_onnx
+from edgepose.compression.quantize import Quantized
+from edgepose.compression.source_model import load_model
+from edgepose.compression.torch_quantize import load_quantized_torch
+from edgepose.compression.verb_compress import _report, compress
+from edgepose.export.verb_export import export
+from edgepose.runtime.backend import open_backend
+from edgepose.runtime.bundle import Bundle
+from edgepose.runtime.cli import guarded
+from edgepose.runtime.drafts import sha256
+from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.estimator import Estimator
+from edgepose.training.models import build
+
+MODEL = "qrpose_tiny"
+
+
+def run(command: Any, *arguments: object) -> int:
+    """A verb's exit code, as the console script gives it."""
+    torch.set_num_threads(1)
+    return guarded(lambda: command.main([str(a) for a in arguments], standalone_mode=False))
+
+
+def run_json(command: Any, *arguments: object) -> Any:
+    """What a verb that must succeed prints with --json."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert run(command, *arguments, "--json") == 0
+    return json.loads(printed.getvalue())
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = build(MODEL)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.state_dict()["running_var"].uniform_(0.5, 1.5)
+            module.state_dict()["running_mean"].normal_(0, 0.2)
+        if name in ("score0", "score"):
+            nn.init.normal_(module.weight, std=1.0)
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    path.write_bytes(save({name: value.contiguous() for name, value in model.state_dict().items()}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("calibration") / "set"
+    data, apart = open_dataset("synthetic:count=16,seed=5"), open_dataset("synthetic:count=2,seed=9")
+    return make_calibration_set(data, apart, 16, out).folder
+
+
+@pytest.fixture(scope="session")
+def fp32(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("fp32") / "bundle"
+    assert run(export, MODEL, "--weights", weights, "--out", out) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def compressed(
+    fp32: Path, weights: Path, calibration: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Any]:
+    """The folder, and what the verb said."""
+    out = tmp_path_factory.mktemp("compressed") / "c"
+    return out, run_json(compress, fp32, "--calibration", calibration, "--weights", weights, "--out", out)
+
+
+@pytest.fixture(scope="session")
+def full(compressed: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """The bundle, and what the verb said."""
+    out = tmp_path_factory.mktemp("full") / "bundle"
+    return out, run_json(export, MODEL, "--compressed", compressed[0], "--out", out)
+
+
+def test_the_whole_chain_ends_in_a_bundle_that_runs(full: tuple[Path, Any], fp32: Path) -> None:
+    bundle = Bundle.open(full[0])
+    assert sum(name.endswith(".onnx") for name in bundle.files) == 5
+    frame = open_dataset("synthetic:count=1,seed=3,size=320x240")[0].image
+    for precision in ("fp32", "int8"):
+        with open_backend(bundle, precision, threads=1) as backend:
+            poses = Estimator(backend, bundle.spec)(frame)
+            assert np.isfinite(poses.keypoints).all()
+    assert (
+        bundle.files["pose.fp32.onnx"] == Bundle.open(fp32).files["pose.fp32.onnx"]
+    )  # the very same FP32 graph
+
+
+def test_the_bundle_says_where_it_came_from(full: tuple[Path, Any], weights: Path, calibration: Path) -> None:
+    bundle = Bundle.open(full[0])
+    assert bundle.provenance["weights_sha256"] == sha256(weights)
+    assert bundle.provenance["calibration_sha256"] == sha256(calibration / "manifest.json")
+    assert {"edgepose", "torch", "onnx", "nncf", "onnxruntime"} <= bundle.provenance["versions"].keys()
+    assert bundle.read("calibration.json", "a manifest") == json.loads(
+        (calibration / "manifest.json").read_text()
+    )
+    assert bundle.provenance["float"]["pose"]["score0"]
+
+
+def test_int8_weighs_less(full: tuple[Path, Any]) -> None:
+    size = {path.name: path.stat().st_size for path in full[0].iterdir()}
+    assert size["pose.int8.ort.onnx"] < 0.4 * size["pose.fp32.onnx"]
+    assert size["pose.fp16.onnx"] < 0.6 * size["pose.fp32.onnx"]
+
+
+def test_the_quantized_torch_model_comes_back(compressed: tuple[Path, Any], weights: Path) -> None:
+    found = open_compressed(compressed[0])
+    model, _ = load_model(MODEL, weights)
+    image = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    quantized = load_quantized_torch(found.torch(), model, image)
+    with torch.no_grad():
+        outputs = quantized(image)
+    assert outputs["keypoints"].shape == (1, 20, 17, 2)
+    assert all(torch.isfinite(value).all() for value in outputs.values())
+
+
+def test_json_of_each_verb(compressed: tuple[Path, Any], full: tuple[Path, Any]) -> None:
+    counts = compressed[1]["graphs"]["pose"]
+    assert counts["int8"] + len(counts["float_layers"]) == counts["weighted"]
+    assert set(counts["float_layers"]) <= compressed[1]["float"]["pose"].keys()
+    assert full[1]["files"].keys() == Bundle.open(full[0]).files.keys()
+    assert run_json(export, "--lint", full[0] / "pose.int8.trt.onnx", "--trt", "8.6")["findings"] == []
+
+
+def test_people_are_told_what_stays_float_and_why(
+    quantized: Quantized, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _report(Path("out"), {"pose": quantized}, as_json=False)
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0].startswith("pose: 12 of 18 weighted layers in INT8")
+    assert any("score0 stays float: score logits" in line for line in lines)
+    assert lines[-1] == "written to out"
+
+
+def test_linting_a_bad_file_exits_1_and_names_rules(
+    full: tuple[Path, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(export, "--lint", full[0] / "pose.int8.ort.onnx") == 1
+    captured = capfd.readouterr()
+    assert "error Q01" in captured.out
+    assert "rules Q01" in captured.err
+    assert run(export, "--lint", full[0] / "pose.int8.ort.onnx", "--json") == 1
+    assert json.loads(capfd.readouterr().out)["errors"] > 10
+
+
+def test_what_is_wrong_is_said_in_one_sentence(
+    fp32: Path,
+    compressed: tuple[Path, Any],
+    weights: Path,
+    calibration: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "foreign.onnx").write_bytes(b"\x89PNG\r\n\x1a\n")
+    other = tmp_path / "other"
+    shutil.copytree(compressed[0], other)
+    index = json.loads((other / "compression.json").read_text())
+    index["spec"]["model"] = "qrpose_large"
+    (other / "compression.json").write_text(json.dumps(index))
+    damaged = tmp_path / "damaged"
+    shutil.copytree(compressed[0], damaged)
+    graph = bytearray((damaged / "pose.qdq.onnx").read_bytes())
+    graph[99] ^= 1
+    (damaged / "pose.qdq.onnx").write_bytes(graph)
+    newer = tmp_path / "newer"
+    shutil.copytree(compressed[0], newer)
+    (newer / "compression.json").write_text(json.dumps({**index, "version": 2}))
+    full_calibration = ("--calibration", calibration, "--out", out)
+    cases: list[tuple[Any, tuple[object, ...], str]] = [
+        (export, ("qrpose_tinny", "--out", out), "did you mean 'qrpose_tiny'"),
+        (export, (MODEL, "--weights", tmp_path / "none.safetensors", "--out", out), "no such file"),
+        (export, (MODEL, "--weights", tmp_path / "foreign.onnx", "--out", out), "foreign.onnx"),
+        (export, (MODEL, "--compressed", fp32, "--out", out), "compression.json"),
+        (export, (MODEL, "--compressed", other, "--out", out), "qrpose_large"),
+        (export, (MODEL, "--compressed", damaged, "--out", out), "pose.qdq.onnx is missing or damaged"),
+        (export, (MODEL, "--compressed", newer, "--out", out), "version 2"),
+        (export, ("--lint", tmp_path / "foreign.onnx"), "not an ONNX model"),
+        (export, ("--lint", tmp_path / "none.onnx"), "no such file"),
+        (export, (), "give MODEL and --out"),
+        (export, (MODEL, "--lint", tmp_path / "none.onnx"), "leave out MODEL"),
+        (
+            export,
+            (MODEL, "--weights", weights, "--compressed", compressed[0], "--out", out),
+            "leave out --weights",
+        ),
+        (compress, (tmp_path / "none", *full_calibration), "no such bundle"),
+        (
+            compress,
+            (fp32, "--calibration", tmp_path / "none", "--weights", weights, "--out", out),
+            "manifest",
+        ),
+        (
+            compress,
+            (fp32, "--calibration", calibration, "--weights", weights, "--out", tmp_path),
+            "exists already",
+        ),
+    ]
+    for command, arguments, said in cases:
+        capfd.readouterr()
+        assert run(command, *arguments) == 2, arguments
+        captured = capfd.readouterr()
+        assert said in captured.err, (arguments, captured.err)
+        assert "Traceback" not in captured.err
+        assert captured.out == ""
+        assert not out.exists()
+
+
+def test_other_weights_than_the_bundles_are_refused(
+    fp32: Path, calibration: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(1)
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(save({name: v.contiguous() for name, v in build(MODEL).state_dict().items()}))
+    arguments = (fp32, "--calibration", calibration, "--weights", other, "--out", tmp_path / "c")
+    assert run(compress, *arguments) == 2
+    assert "not the weights of" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt(), 130), (OSError(errno.ENOSPC, "No space left on device"), 2)]
+)
+@pytest.mark.parametrize("where", ["quantize_torch", "write"])
+def test_interrupted_or_full_compression_leaves_nothing(
+    fp32: Path,
+    weights: Path,
+    calibration: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    where: str,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("edgepose.compression.verb_compress.quantize", lambda *_: None)
+    monkeypatch.setattr("edgepose.compression.verb_compress.quantize_torch", lambda *_: None)
+    monkeypatch.setattr("edgepose.compression.verb_compress.save_quantized_torch", lambda *_: None)
+    monkeypatch.setattr(f"edgepose.compression.verb_compress.{where}", fail)
+    out = tmp_path / "c"
+    assert run(compress, fp32, "--calibration", calibration, "--weights", weights, "--out", out) == code
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_onnx_gets_wrong_is_not_exported(
+    fp32: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    graph = load_onnx(fp32 / "pose.fp32.onnx")
+    name = next(node.input[2] for node in graph.graph.node if node.name == "score")
+    bias = next(t for t in graph.graph.initializer if t.name == name)
+    shifted = numpy_helper.to_array(bias) + np.float32(0.01)  # of a logit: 0.001 of a score
+    bias.CopyFrom(numpy_helper.from_array(shifted, bias.name))
+    monkeypatch.setattr("edgepose.export.verb_export.trace", lambda *_: graph)
+    assert run(export, MODEL, "--weights", weights, "--out", tmp_path / "b") == 1
+    assert "is not the PyTorch model" in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_compressed_folder_knows_its_files(compressed: tuple[Path, Any]) -> None:
+    found = open_compressed(compressed[0])
+    assert found.frames().shape == (4, 256, 256, 3)
+    assert found.calibration["images"] == 16
+    assert len(found.manifest()["images"]) == 16
+    with pytest.raises(EdgeposeError, match="edgepose compress"):
+        open_compressed(compressed[0].parent)

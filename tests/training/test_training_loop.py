@@ -1,0 +1,226 @@
+"""The loop: resume after a kill, Ctrl-C, a full disk, the verb; on a run of seconds."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from edgepose.runtime.cli import guarded
+from edgepose.runtime.errors import EdgeposeError
+from edgepose.training.average import Average
+from edgepose.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from edgepose.training.loop import CHECKPOINT, RECIPE, WEIGHTS, Trainer, rate_at
+from edgepose.training.models import build, load_published
+from edgepose.training.models.weights import read_weights
+from edgepose.training.recipe import Recipe, open_recipe
+from edgepose.training.run import RESULT, train_and_score
+from edgepose.training.verb_train import train
+
+
+def smoke(**schedule: Any) -> Recipe:
+    recipe = open_recipe("qrpose_smoke")
+    return recipe.model_copy(update={"schedule": recipe.schedule.model_copy(update=schedule)})
+
+
+def same(a: Path, b: Path) -> bool:
+    first, second = read_weights(a), read_weights(b)
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    train_and_score(smoke(), out)
+    return out
+
+
+def test_a_run_leaves_what_it_says(whole: Path) -> None:
+    assert {CHECKPOINT, WEIGHTS, RECIPE, RESULT, "tensorboard"} == {p.name for p in whole.iterdir()}
+    load_published(build("qrpose_tiny"), whole / WEIGHTS)
+    assert open_recipe(str(whole / RECIPE)) == smoke()
+    assert json.loads((whole / RESULT).read_text())["steps"] == 6
+    assert any(whole.joinpath("tensorboard").iterdir())
+
+
+def test_the_same_recipe_gives_the_same_weights(whole: Path, tmp_path: Path) -> None:
+    train_and_score(smoke(), tmp_path / "again")
+    assert same(whole / WEIGHTS, tmp_path / "again" / WEIGHTS)
+    other = smoke().model_copy(update={"seed": 1})
+    train_and_score(other, tmp_path / "other")
+    assert not same(whole / WEIGHTS, tmp_path / "other" / WEIGHTS)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours may handle it."""
+
+
+def test_resume_after_a_kill_gives_the_weights_of_an_uninterrupted_run(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in step 5, after the checkpoint of step 4: bit for bit the same in the end."""
+    learn = Trainer.learn
+
+    def dies(self: Trainer, batch: Any) -> dict[str, float]:
+        if self.step == 5:
+            raise Killed
+        return learn(self, batch)
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "learn", dies)
+        with pytest.raises(Killed):
+            train_and_score(smoke(), out)
+    _, progress = load_checkpoint(out / CHECKPOINT)
+    assert progress.step == 4
+    train_and_score(smoke(), out, resume=True)
+    assert same(whole / WEIGHTS, out / WEIGHTS)
+    assert same(whole / CHECKPOINT, out / CHECKPOINT)
+
+
+def test_ctrl_c_saves_a_checkpoint_and_resume_goes_on(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes in step 3 (from 1); that step is finished, saved, and the exit code is 130."""
+    learn = Trainer.learn
+
+    def interrupted(self: Trainer, batch: Any) -> dict[str, float]:
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return learn(self, batch)
+
+    out = tmp_path / "run"
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "learn", interrupted)
+        assert guarded(lambda: train_and_score(smoke(), out)) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    assert load_checkpoint(out / CHECKPOINT)[1].step == 3
+    train_and_score(smoke(), out, resume=True)
+    assert same(whole / WEIGHTS, out / WEIGHTS)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second checkpoint does not fit: exit code 2, one sentence, the first checkpoint whole."""
+    write, writes = Path.write_bytes, []
+
+    def full(self: Path, data: Any) -> int:
+        writes.append(self)
+        if len(writes) == 3:  # checkpoint, weights, checkpoint
+            write(self, bytes(data)[:1000])
+            raise OSError(errno.ENOSPC, "No space left on device", str(self))
+        return write(self, data)
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        assert guarded(lambda: train_and_score(smoke(), out)) == 2
+    assert "disk is full" in capsys.readouterr().err
+    assert load_checkpoint(out / CHECKPOINT)[1].step == 2
+    assert {p.name for p in out.iterdir()} == {CHECKPOINT, WEIGHTS, RECIPE, "tensorboard"}
+
+
+def test_another_run_is_not_overwritten_and_not_resumed_with_another_recipe(whole: Path) -> None:
+    with pytest.raises(EdgeposeError, match="holds a training run already; add --resume"):
+        train_and_score(smoke(), whole)
+    with pytest.raises(
+        EdgeposeError, match=r"another recipe \(schedule\.learning_rate was 0\.002, is 0\.1\)"
+    ):
+        train_and_score(smoke(learning_rate=0.1), whole, resume=True)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a checkpoint", "truncated", "weights"])
+def test_what_is_no_checkpoint_is_refused(whole: Path, tmp_path: Path, content: bytes | str | None) -> None:
+    path = tmp_path / CHECKPOINT
+    if content is not None:
+        good = (whole / CHECKPOINT).read_bytes()
+        made = {"truncated": good[:9000], "weights": (whole / WEIGHTS).read_bytes()}
+        path.write_bytes(made[content] if isinstance(content, str) else content)
+    with pytest.raises(EdgeposeError, match="no checkpoint to resume" if content is None else "damaged"):
+        train_and_score(smoke(), tmp_path, resume=True)
+
+
+def test_checkpoints_round_trip(tmp_path: Path) -> None:
+    groups = {
+        "model": {"a.weight": torch.randn(3, 2), "n": torch.tensor(4)},
+        "ema": {"a.weight": torch.ones(3, 2)},
+    }
+    save_checkpoint(tmp_path / "c", groups, Progress(7, 1.5, "model: x\n"))
+    loaded, progress = load_checkpoint(tmp_path / "c")
+    assert progress == Progress(7, 1.5, "model: x\n")
+    assert torch.equal(loaded["model"]["a.weight"], groups["model"]["a.weight"])
+    assert loaded["model"]["n"] == 4
+
+
+def test_the_average_is_the_closed_form() -> None:
+    """Constant weights w after a start s: w + (s - w) * product of the decays."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    average = Average(model, 0.9)
+    start = float(model.weight.detach())
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    left = 1.0
+    for step in range(300):
+        average.update(model, step)
+        left *= min(0.9, (1 + step) / (10 + step))
+    assert float(average.state["weight"]) == pytest.approx(2 + (start - 2) * left, abs=1e-6)
+
+
+def test_the_rate_rises_and_falls() -> None:
+    schedule = smoke(steps=1000, learning_rate=1.0, rise=0.1, final_rate=0.01).schedule
+    rates = [rate_at(step, schedule) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.01)
+    assert max(rates) == pytest.approx(1.0) == rates[100]
+    assert rates[550] == pytest.approx(0.505, abs=0.01)
+    assert rates[-1] == pytest.approx(0.01, abs=1e-3)
+    assert rates[:100] == sorted(rates[:100])
+    assert rates[100:] == sorted(rates[100:], reverse=True)
+
+
+def test_the_verb_prints_figures(tmp_path: Path) -> None:
+    run = CliRunner().invoke(train, ["qrpose_smoke", "--out", str(tmp_path / "run"), "--json"])
+    assert run.exit_code == 0, run.output
+    figures = json.loads(run.stdout)
+    assert figures["model"] == "qrpose_tiny"
+    assert Path(figures["weights"]).is_file()
+
+
+COMMAND = "from edgepose.training.verb_train import train; train()"
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_stop_together(tmp_path: Path) -> None:
+    """A real Ctrl-C to the first process: both end, a checkpoint is there, resume reaches the end."""
+    recipe = tmp_path / "two.yaml"
+    text = open_recipe("qrpose_smoke").to_yaml().replace("processes: 1", "processes: 2")
+    recipe.write_text(text.replace("steps: 6", "steps: 60"))
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys\nfrom edgepose.runtime.cli import guarded\n"
+        "from edgepose.training.verb_train import train\n"
+        "sys.exit(guarded(lambda: train.main(standalone_mode=False)))\n"
+    )
+    out = tmp_path / "run"
+    command = [sys.executable, str(script), str(recipe), "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not (out / CHECKPOINT).exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert load_checkpoint(out / CHECKPOINT)[1].step < 60
+    subprocess.run([*command, "--resume"], check=True, timeout=200, capture_output=True)
+    assert load_checkpoint(out / CHECKPOINT)[1].step == 60

@@ -1,0 +1,31 @@
+"""The exponential moving average of a model's weights: what is evaluated, published and shipped."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+FIRST_STEPS = 10.0  # the average forgets faster at first, else it would remember the random start
+
+
+class Average:
+    """Average of all floating-point state, batch statistics included; counters are copied."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self.state: dict[str, Tensor] = {name: t.detach().clone() for name, t in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """After step number `step` (from 0)."""
+        share = 1 - min(self._decay, (1 + step) / (FIRST_STEPS + step))
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                self.state[name].lerp_(value, share)
+            else:
+                self.state[name].copy_(value)
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Continue from a checkpoint."""
+        for name, value in self.state.items():
+            value.copy_(state[name])

@@ -1,0 +1,304 @@
+"""Training pictures: opened, letterboxed, changed at random in a way that only the step's number decides."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from edgepose.calibration.dataset import Dataset, open_dataset
+from edgepose.calibration.sample import Person
+from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.poses import F32
+from edgepose.runtime.preprocess import U8, letterbox, pad_colour
+from edgepose.runtime.progress import track
+from edgepose.runtime.skeleton import COCO17, Skeleton
+from edgepose.runtime.spec import Spec
+from edgepose.training.batch import Batch, People
+from edgepose.training.recipe import Augment, Data, Recipe
+
+Bools = npt.NDArray[np.bool_]
+Matrix = npt.NDArray[np.float64]
+CLOSEUP = (math.log(0.4), math.log(1.0))  # a person's longer side in the tile's, log-uniform
+CLOSEUP_SCALES = (0.3, 1.5)
+ORDER, CHANGE = 0, 1  # what a random stream is for; the recipe's seed and a number complete its key
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """One square picture of the network's size with its P people, in its own pixels."""
+
+    image: U8  # (S, S, 3) BGR
+    joints: F32  # (P, K, 2)
+    labelled: Bools  # (P, K)
+    area: F32  # (P,) px²
+    boxes: F32  # (P, 4) x0, y0, x1, y1
+    crowd: Bools  # (P,)
+
+
+def spec_of(recipe: Recipe) -> Spec:
+    """How the network of a recipe is fed."""
+    return Spec("qrpose", recipe.model, recipe.size, recipe.size)
+
+
+def fit(image: U8, people: Sequence[Person], spec: Spec) -> Picture:
+    """A sample letterboxed as the camera's frames will be."""
+    canvas, box = letterbox(image, spec.width, spec.height, pad_colour(spec))
+    shape = (len(people), len(COCO17), 2)
+    joints = np.array([p.keypoints for p in people], np.float32).reshape(shape)
+    boxes = np.array([p.box for p in people], np.float32).reshape(-1, 4)
+    corners = np.stack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+    return Picture(
+        canvas,
+        box.to_input(joints),
+        np.array([p.visibility > 0 for p in people], np.bool_).reshape(shape[:2]),
+        np.array([p.area for p in people], np.float32) * np.float32(box.scale_x * box.scale_y),
+        box.to_input(corners).reshape(-1, 4),
+        np.array([p.crowd for p in people], np.bool_),
+    )
+
+
+def random_affine(rng: np.random.Generator, augment: Augment, side: int) -> tuple[Matrix, bool]:
+    """(2, 3) map of pixel to pixel about the picture's centre, and whether it mirrors."""
+    low, high = (math.log(value) for value in augment.scale)
+    turn, mirrored = _random_turn(rng, augment, math.exp(rng.uniform(low, high)))
+    shift = rng.uniform(-1, 1, 2) * augment.translation * side
+    centre = np.full(2, (side - 1) / 2)
+    return np.column_stack([turn, centre + shift - turn @ centre]), mirrored
+
+
+def random_closeup(
+    rng: np.random.Generator, augment: Augment, picture: Picture, side: int
+) -> tuple[Matrix, bool]:
+    """(2, 3) map that brings one person of the picture, or all of it, into a square of `side` pixels."""
+    whole = picture.image.shape[0]
+    centre, height = np.full(2, (whole - 1) / 2), float(whole)
+    people = np.flatnonzero(picture.labelled.any(1) & ~picture.crowd)
+    if len(people):
+        box = picture.boxes[rng.choice(people)].astype(np.float64)
+        centre, height = (box[:2] + box[2:]) / 2, float(max(box[2:] - box[:2]))
+    factor = float(np.clip(side * math.exp(rng.uniform(*CLOSEUP)) / max(height, 1.0), *CLOSEUP_SCALES))
+    turn, mirrored = _random_turn(rng, augment, factor)
+    shift = rng.uniform(-1, 1, 2) * augment.translation * side
+    return np.column_stack([turn, (side - 1) / 2 + shift - turn @ centre]), mirrored
+
+
+def _random_turn(rng: np.random.Generator, augment: Augment, factor: float) -> tuple[Matrix, bool]:
+    """(2, 2) scaled by `factor`, turned a little, and perhaps mirrored."""
+    limit = 2 * augment.rotation_degrees
+    angle = math.radians(float(np.clip(rng.normal() * augment.rotation_degrees, -limit, limit)))
+    turn = factor * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    mirrored = bool(rng.random() < augment.flip)
+    return (turn @ np.diag([-1.0, 1.0]) if mirrored else turn), mirrored
+
+
+def warp(picture: Picture, matrix: Matrix, mirrored: bool, pad: tuple[int, int, int], side: int) -> Picture:
+    """The picture and its people under an affine map; left and right joints change places in a mirror."""
+    image = cv2.warpAffine(picture.image, matrix, (side, side), flags=cv2.INTER_LINEAR, borderValue=pad)
+    order = list(COCO17.mirror) if mirrored else list(range(len(COCO17)))
+    joints = _apply(matrix, picture.joints[:, order])
+    inside = ((joints > -0.5) & (joints < side - 0.5)).all(-1)
+    x0, y0, x1, y1 = picture.boxes.T
+    corners = _apply(matrix, np.stack([np.stack(p, -1) for p in ((x0, y0), (x1, y0), (x0, y1), (x1, y1))], 1))
+    return Picture(
+        np.asarray(image, np.uint8),
+        joints,
+        picture.labelled[:, order] & inside,
+        picture.area * np.float32(abs(np.linalg.det(matrix[:, :2]))),
+        np.concatenate([corners.min(1), corners.max(1)], 1).clip(-0.5, side - 0.5),
+        picture.crowd,
+    )
+
+
+def mosaic(tiles: Sequence[Picture]) -> Picture:
+    """Four square pictures as one of twice their side."""
+    side = tiles[0].image.shape[0]
+    rows = [np.concatenate([tile.image for tile in tiles[at : at + 2]], 1) for at in (0, 2)]
+    places = [np.array([x, y], np.float32) for y in (0, side) for x in (0, side)]
+    return Picture(
+        np.concatenate(rows),
+        np.concatenate([tile.joints + place for tile, place in zip(tiles, places, strict=True)]),
+        np.concatenate([tile.labelled for tile in tiles]),
+        np.concatenate([tile.area for tile in tiles]),
+        np.concatenate([tile.boxes + np.tile(place, 2) for tile, place in zip(tiles, places, strict=True)]),
+        np.concatenate([tile.crowd for tile in tiles]),
+    )
+
+
+def _apply(matrix: Matrix, points: F32) -> F32:
+    return (points @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
+
+
+def recolour(image: U8, rng: np.random.Generator, strength: float) -> U8:
+    """Random brightness, contrast and colour cast, relative to `strength`."""
+    contrast = 1 + rng.uniform(-1, 1) * strength
+    brightness = 128 * rng.uniform(-1, 1) * strength
+    cast = 1 + rng.uniform(-1, 1, 3) * strength / 3
+    values = np.arange(256)[:, None]
+    table = ((values - 128) * contrast + 128 + brightness) * cast
+    return np.asarray(cv2.LUT(image, np.clip(table, 0, 255).astype(np.uint8)[None]), np.uint8)
+
+
+class Pictures(TorchDataset[Picture]):
+    """Picture number n of an endless stream: which one and how it is changed follows from (seed, n) alone.
+
+    With several processes each has its own share of the data set, and its own stream.
+    """
+
+    def __init__(self, recipe: Recipe, rank: int = 0) -> None:
+        self._recipe, self._data, self._spec = recipe, recipe.data, spec_of(recipe)
+        self._rank = rank
+        dataset = open_training_set(recipe.data.train)
+        if len(dataset) < recipe.processes:
+            raise EdgeposeError(
+                f"{recipe.data.train}: {len(dataset)} pictures for {recipe.processes} processes; "
+                "lower `processes` in the recipe"
+            )
+        self._plain = _Plain(dataset, range(rank, len(dataset), recipe.processes), self._spec)
+        self._kept: list[Picture] | None = None
+
+    def keep(self) -> None:
+        """Make or read every picture once, in `workers` processes, and hold them in memory."""
+        workers = self._data.workers
+        loader = DataLoader(self._plain, batch_size=None, num_workers=workers, worker_init_fn=_be_quiet)
+        self._kept = list(track(loader, "pictures", len(self._plain)))
+
+    def __getitem__(self, ordinal: int) -> Picture:
+        augment, side = self._data.augment, self._recipe.size
+        rng = np.random.default_rng([self._recipe.seed, CHANGE, ordinal, self._rank])
+        schedule = self._recipe.schedule
+        left = 1 - ordinal / (
+            schedule.steps * schedule.batch
+        )  # close-ups become rarer: the camera shows none
+        if rng.random() < augment.mosaic * left:
+            others = rng.integers(0, len(self._plain), 3)
+            tiles = [self._plain_at(int(index)) for index in (self._index(ordinal), *others)]
+            changed = mosaic([self._closeup(tile, rng) for tile in tiles])
+        else:
+            picture = self._plain_at(self._index(ordinal))
+            matrix, mirrored = random_affine(rng, augment, side)
+            changed = warp(picture, matrix, mirrored, pad_colour(self._spec), side)
+        if augment.colour:
+            changed.image[:] = recolour(changed.image, rng, augment.colour)
+        return changed
+
+    def _index(self, ordinal: int) -> int:
+        count = len(self._plain)
+        return int(_order(self._recipe.seed, ordinal // count, count)[ordinal % count])
+
+    def _plain_at(self, index: int) -> Picture:
+        return self._kept[index] if self._kept else self._plain[index]
+
+    def _closeup(self, picture: Picture, rng: np.random.Generator) -> Picture:
+        side = self._recipe.size // 2
+        matrix, mirrored = random_closeup(rng, self._data.augment, picture, side)
+        return warp(picture, matrix, mirrored, pad_colour(self._spec), side)
+
+
+class _Plain(TorchDataset[Picture]):
+    """The chosen pictures of a data set, letterboxed and unchanged."""
+
+    def __init__(self, dataset: Dataset, chosen: range, spec: Spec) -> None:
+        self._dataset, self._chosen, self._spec = dataset, chosen, spec
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index: int) -> Picture:
+        sample = self._dataset[self._chosen[index]]
+        return fit(sample.image, sample.people, self._spec)
+
+
+@lru_cache(2)
+def _order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, ORDER, epoch]).permutation(count)
+
+
+def open_training_set(source: str, skeleton: Skeleton = COCO17) -> Dataset:
+    """Raises EdgeposeError for a data set without labelled people or of another skeleton."""
+    dataset = open_dataset(source)
+    if dataset.skeleton.name != skeleton.name:
+        raise EdgeposeError(
+            f"{source}: its people have {dataset.skeleton.name} joints, the model {skeleton.name}; "
+            "choose data with the same joints"
+        )
+    for index in range(len(dataset)):
+        if any(person.visibility.any() and not person.crowd for person in dataset.people(index)):
+            return dataset
+    raise EdgeposeError(f"{source}: nobody is labelled in its {len(dataset)} pictures; choose other data")
+
+
+def collate(pictures: Sequence[Picture], min_area: float) -> Batch:
+    """Padded to the most people in one picture (at least one, so that no shape is empty)."""
+    most = max(1, *(len(picture.area) for picture in pictures))
+
+    def padded(values: list[npt.NDArray[np.generic]]) -> torch.Tensor:
+        full = np.zeros((len(values), most, *values[0].shape[1:]), values[0].dtype)
+        for row, value in zip(full, values, strict=True):
+            row[: len(value)] = value
+        return torch.from_numpy(full)
+
+    findable = [p.labelled.any(1) & ~p.crowd & (p.area >= min_area) for p in pictures]
+    return Batch(
+        torch.from_numpy(np.stack([picture.image for picture in pictures])),
+        People(
+            joints=padded([p.joints for p in pictures]),
+            labelled=padded([p.labelled for p in pictures]),
+            area=padded([np.maximum(p.area, 1) for p in pictures]).clamp(min=1),
+            boxes=padded([p.boxes for p in pictures]),
+            valid=padded([np.asarray(f) for f in findable]),
+            ignored=padded([~f for f in findable]),
+        ),
+    )
+
+
+class Steps(Sampler[list[int]]):
+    """The ordinals of each step's pictures, so that a resumed run sees what it would have seen."""
+
+    def __init__(self, first: int, last: int, batch: int) -> None:
+        self._first, self._last, self._batch = first, last, batch
+
+    def __len__(self) -> int:
+        return self._last - self._first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self._first, self._last):
+            yield list(range(step * self._batch, (step + 1) * self._batch))
+
+
+@dataclass(frozen=True, slots=True)
+class Collate:
+    """`collate` with its threshold, in a form that worker processes can be sent."""
+
+    min_area: float
+
+    def __call__(self, pictures: Sequence[Picture]) -> Batch:
+        return collate(pictures, self.min_area)
+
+
+def batches(recipe: Recipe, pictures: Pictures, first: int) -> DataLoader[Batch]:
+    """The batches of steps `first` to the end."""
+    data: Data = recipe.data
+    return DataLoader(
+        pictures,  # type: ignore[arg-type]  # it yields pictures, the collate function makes batches of them
+        batch_sampler=Steps(first, recipe.schedule.steps, recipe.schedule.batch),
+        num_workers=data.workers,
+        collate_fn=Collate(data.min_area),
+        worker_init_fn=_be_quiet,
+        prefetch_factor=4 if data.workers else None,
+    )
+
+
+def _be_quiet(_: int) -> None:
+    """Ctrl-C is the main process's to handle; OpenCV's threads would fight torch's for the cores."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)

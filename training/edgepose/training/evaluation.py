@@ -1,0 +1,35 @@
+"""Accuracy of a torch model on a data set, through the camera's own preprocessing and decoding."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgepose.calibration.dataset import Dataset
+from edgepose.calibration.score import Score, evaluate
+from edgepose.runtime.decode import DECODERS
+from edgepose.runtime.poses import Poses
+from edgepose.runtime.preprocess import U8, prepare
+from edgepose.runtime.progress import track
+from edgepose.runtime.spec import Spec
+
+
+@torch.no_grad()
+def poses_in(model: nn.Module, image: U8, spec: Spec) -> Poses:
+    """What the model in evaluation mode finds in a (H, W, 3) BGR picture."""
+    images, box = prepare(image, spec)
+    outputs = model(torch.from_numpy(images))
+    arrays = {name: np.asarray(value.numpy(), np.float32) for name, value in outputs.items()}
+    return DECODERS[spec.family](arrays, box)
+
+
+def score_model(model: nn.Module, dataset: Dataset, spec: Spec, min_height_px: float = 48.0) -> Score:
+    """AP and AR of `model` on the CPU. People lower than `min_height_px` neither count nor cost."""
+    model = model.eval()
+    found, truth = [], []
+    for index in track(range(len(dataset)), "evaluating"):
+        sample = dataset[index]
+        found.append(poses_in(model, sample.image, spec))
+        truth.append(sample.people)
+    return evaluate(truth, found, dataset.skeleton, min_height_px)

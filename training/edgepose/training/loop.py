@@ -1,0 +1,255 @@
+"""The training loop: Lightning Fabric, a moving average of the weights, checkpoints, resume after a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import torch
+from rich.progress import Progress as ProgressBar
+from torch import Tensor
+
+from edgepose.runtime.errors import EdgeposeError, require
+from edgepose.runtime.progress import progress_bar
+from edgepose.training.average import Average
+from edgepose.training.batch import Batch, People
+from edgepose.training.checkpoint import Progress, load_checkpoint, save_checkpoint, save_tensors
+from edgepose.training.data import Pictures, batches, spec_of
+from edgepose.training.models import build, load_published, shipped_weights
+from edgepose.training.models.qrpose.losses import Loss, Weights
+from edgepose.training.models.qrpose.network import QrPose, Raw
+from edgepose.training.models.qrpose.targets import Chooser, assign
+from edgepose.training.recipe import Recipe, Schedule, parse_recipe
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint.safetensors"
+WEIGHTS = "weights.safetensors"
+RECIPE = "recipe.yaml"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+MANY = 1 << 20  # more than steps or processes
+
+
+def rate_at(step: int, schedule: Schedule) -> float:
+    """Learning rate of a step: a linear rise, then half a cosine."""
+    rise = max(1.0, schedule.rise * schedule.steps)
+    if step < rise:
+        return schedule.learning_rate * (step + 1) / rise
+    done = (step - rise) / max(1.0, schedule.steps - rise)
+    low = schedule.final_rate
+    return schedule.learning_rate * (low + (1 - low) * (1 + math.cos(math.pi * done)) / 2)
+
+
+def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(B, H, W, 3) uint8 BGR -> (B, 3, H, W) RGB as `preprocess.normalise`, channels last."""
+    scale = 1 / (255 * images.new_tensor(std, dtype=torch.float32))
+    shift = images.new_tensor(mean, dtype=torch.float32) / images.new_tensor(std, dtype=torch.float32)
+    return (images.flip(-1) * scale - shift).permute(0, 3, 1, 2)
+
+
+@dataclass(slots=True)
+class Stop:
+    """Set by Ctrl-C or SIGTERM, read between two steps: no step is ever half done."""
+
+    wanted: bool = False
+
+    @classmethod
+    @contextlib.contextmanager
+    def on_signal(cls) -> Iterator[Stop]:
+        """Handles both signals inside; a second one interrupts at once."""
+        stop = cls()
+
+        def handler(number: int, _: FrameType | None) -> None:
+            if stop.wanted:
+                raise KeyboardInterrupt
+            stop.wanted = True
+
+        before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield stop
+        finally:
+            for number, previous in before.items():
+                signal.signal(number, previous)
+
+
+class Trainer:
+    """One run of a recipe in one folder."""
+
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        fabric_module = require("lightning_fabric")
+        if recipe.threads:
+            torch.set_num_threads(recipe.threads)
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.out = recipe, out
+        self.fabric = fabric_module.Fabric(
+            devices=recipe.processes,
+            strategy="ddp" if recipe.processes > 1 else "auto",
+            precision=_precision(recipe),
+        )
+        self.fabric.launch()
+        self.first = self.fabric.global_rank == 0  # of the processes: the one that writes and prints
+        self.model = self.fresh_model()
+        if recipe.initial is not None:
+            load_published(self.model, _initial(recipe.model, recipe.initial))
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half the time on CPUs
+        weights = {name: getattr(recipe.loss, name) for name in asdict(Weights())}
+        self.loss = Loss(Weights(**weights), recipe.loss.target)
+        self.step, self.seconds = 0, 0.0
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            recipe.schedule.learning_rate,
+            weight_decay=recipe.schedule.weight_decay,
+        )
+        self.wrapped, self.optimizer = self.fabric.setup(self.model.train(), optimizer)
+        self.average = Average(self.model, recipe.schedule.ema)
+
+    def fresh_model(self) -> QrPose:
+        """The recipe's network, randomly initialised."""
+        recipe, network = self.recipe, self.recipe.network
+        options = {"kqe": network.kqe, "pqe": network.pqe, "pqe_detach": network.pqe_detach}
+        return cast(QrPose, build(recipe.model, size=(recipe.size, recipe.size), **options))
+
+    def resume(self) -> None:
+        """Continue from the folder's checkpoint. Raises EdgeposeError when it is of another recipe."""
+        groups, progress = load_checkpoint(self.out / CHECKPOINT)
+        other = parse_recipe(progress.recipe, str(self.out / CHECKPOINT))
+        if other != self.recipe:
+            raise EdgeposeError(
+                f"{self.out}: its checkpoint is of another recipe ({_difference(other, self.recipe)}); "
+                f"resume with {self.out / RECIPE}, or choose another --out"
+            )
+        self.model.load_state_dict(groups["model"])
+        self.average.load(groups["ema"])
+        for name, parameter in self.model.named_parameters():
+            moments = {moment: groups[moment][name].to(parameter.device) for moment in MOMENTS}
+            self.optimizer.state[parameter] = {"step": torch.tensor(float(progress.step)), **moments}
+        self.step, self.seconds = progress.step, progress.seconds
+
+    def save(self) -> None:
+        """Publish the checkpoint, and the averaged weights beside it."""
+        if not self.first:
+            return
+        named = dict(self.model.named_parameters())
+        state = self.optimizer.state
+        moments = {m: {name: state[p][m] for name, p in named.items()} for m in MOMENTS} if self.step else {}
+        groups = {"model": self.model.state_dict(), "ema": self.average.state, **moments}
+        progress = Progress(self.step, round(self.seconds, 1), self.recipe.to_yaml())
+        save_checkpoint(self.out / CHECKPOINT, groups, progress)
+        provenance = {"edgepose.model": self.recipe.model, "edgepose.step": str(self.step)}
+        save_tensors(self.out / WEIGHTS, self.average.state, provenance)
+
+    def learn(self, batch: Batch) -> dict[str, float]:
+        """One step; the terms of its loss by name."""
+        schedule, step = self.recipe.schedule, self.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(step, schedule)
+        device = self.model.grid.device
+        people = People(*(value.to(device) for value in batch.people))
+        targets = assign(people, self.model.grid)
+        generator = torch.Generator().manual_seed(
+            (self.recipe.seed * MANY + step) * MANY + self.fabric.global_rank
+        )
+        count, hints = self.recipe.head_pixels, self.recipe.hint_pixels
+        choose = Chooser(targets, self.model.grid, count, hints, generator).choose if count else None
+        spec = spec_of(self.recipe)
+        raw = cast(Raw, self.wrapped(normalised(batch.images.to(device), spec.mean, spec.std), choose))
+        warm = max(0.0, 1 - step / max(1.0, self.recipe.loss.warm * schedule.steps))
+        terms = self.loss(raw, targets, self.model.grid, warm)
+        total = torch.stack(list(terms.values())).sum()
+        self.optimizer.zero_grad()
+        self.fabric.backward(total)
+        self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=schedule.clip)
+        self.optimizer.step()
+        self.average.update(self.model, step)
+        self.step += 1
+        return {"total": float(total.detach()), **{name: float(t.detach()) for name, t in terms.items()}}
+
+    def run(self) -> dict[str, float]:
+        """All steps that are left; the last averages of the loss terms.
+
+        Raises KeyboardInterrupt after saving a checkpoint when Ctrl-C or SIGTERM asked to stop.
+        """
+        pictures = Pictures(self.recipe, self.fabric.global_rank)
+        if self.recipe.data.cache:
+            pictures.keep()
+        schedule = self.recipe.schedule
+        recent: dict[str, float] = {}
+        with Stop.on_signal() as stop, self._writer() as write, self._bar() as bar:
+            task = bar.add_task("training", total=schedule.steps, completed=self.step)
+            for batch in batches(self.recipe, pictures, self.step):
+                began = time.perf_counter()
+                terms = self.learn(batch)
+                self.seconds += time.perf_counter() - began
+                recent = {k: 0.95 * recent.get(k, v) + 0.05 * v for k, v in terms.items()}
+                bar.update(task, advance=1, description=f"training, loss {recent['total']:.3f}")
+                if self.step % schedule.log_steps == 0:
+                    write(self.step, recent)
+                if self._together(stop.wanted):
+                    break
+                if self.step % schedule.checkpoint_steps == 0:
+                    self.save()
+            self.save()
+        if self.step < schedule.steps:
+            raise KeyboardInterrupt
+        return recent
+
+    def _together(self, stop: bool) -> bool:
+        """Whether any process was asked to stop: all must leave at the same step."""
+        if self.recipe.processes == 1:
+            return stop
+        return bool(self.fabric.all_reduce(torch.tensor(float(stop)), reduce_op="sum") > 0)
+
+    def _bar(self) -> ProgressBar:
+        bar = progress_bar()
+        bar.disable = bar.disable or not self.first
+        return bar
+
+    @contextlib.contextmanager
+    def _writer(self) -> Iterator[Callable[[int, dict[str, float]], None]]:
+        """To TensorBoard and to the log."""
+        if not self.first:
+            yield lambda step, terms: None
+            return
+        require("tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step) as board:
+
+            def write(step: int, terms: dict[str, float]) -> None:
+                for name, value in terms.items():
+                    board.add_scalar(f"loss/{name}", value, step)
+                board.add_scalar("rate", rate_at(step, self.recipe.schedule), step)
+                listed = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
+                log.info("step %d, %.0f s, %s", step, self.seconds, listed)
+
+            yield write
+
+
+def _initial(model: str, initial: str) -> Path:
+    return shipped_weights(model) if initial == "shipped" else Path(initial)
+
+
+def _precision(recipe: Recipe) -> str:
+    if recipe.precision != "auto":
+        return recipe.precision
+    return "bf16-mixed" if torch.cuda.is_available() else "32-true"
+
+
+def _difference(before: Recipe, now: Recipe) -> str:
+    def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in values.items():
+            result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        return result
+
+    old, new = flat(before.model_dump()), flat(now.model_dump())
+    key = next(key for key in new if old[key] != new[key])
+    return f"{key} was {old[key]!r}, is {new[key]!r}"

@@ -1,0 +1,1 @@
+"""Feature extractors: from normalised pixels to one stride-4 map."""
