@@ -31,7 +31,7 @@ def _png(figure: Any) -> bytes:
 
 def accuracy(ledger: Ledger) -> bytes:
     """AP of each artefact, with the bootstrap interval of its difference to the first row."""
-    figure, axes = _figure(6.4, 0.6 + 0.45 * len(ledger.rows))
+    figure, axes = _figure(5.0, 0.8 + 0.45 * len(ledger.rows))
     reference = ledger.rows[0].score.ap
     for place, row in enumerate(ledger.rows):
         axes.barh(place, 100 * row.score.ap, color=ACCENT if place == 0 else SOFT, height=0.6)
@@ -43,14 +43,14 @@ def accuracy(ledger: Ledger) -> bytes:
             axes.plot(ends, [place, place], color=WARM, linewidth=2)
     axes.set_yticks(range(len(ledger.rows)), [row.stage for row in ledger.rows])
     axes.invert_yaxis()
-    axes.set_xlabel("AP (points); orange: 95 % interval of the difference to FP32", fontsize=8, color=INK)
+    axes.set_xlabel("AP in points (orange: 95 % interval of the difference to FP32)", fontsize=8, color=INK)
     axes.set_xlim(0, 100)
     return _png(figure)
 
 
 def latency(ledger: Ledger) -> bytes:
     """Median and 95th percentile of each artefact's latency."""
-    figure, axes = _figure(6.4, 0.6 + 0.45 * len(ledger.rows))
+    figure, axes = _figure(5.0, 0.8 + 0.45 * len(ledger.rows))
     timed = [(row.stage, row.latency) for row in ledger.rows if row.latency is not None]
     for place, (_, spent) in enumerate(timed):
         axes.barh(place, spent.p95_ms, color=SOFT, height=0.6)
@@ -59,15 +59,13 @@ def latency(ledger: Ledger) -> bytes:
     axes.set_yticks(range(len(timed)), [stage for stage, _ in timed])
     axes.invert_yaxis()
     axes.margins(x=0.15)
-    axes.set_xlabel(
-        "milliseconds a picture, preprocessing included: median (dark), 95th percentile (light)", fontsize=8
-    )
+    axes.set_xlabel("ms a picture with preprocessing: median (dark), 95th percentile (light)", fontsize=8)
     return _png(figure)
 
 
 def per_joint(ledger: Ledger, skeleton: Skeleton) -> bytes:
     """Mean OKS term of every joint, first row against last row."""
-    figure, axes = _figure(6.4, 3.2)
+    figure, axes = _figure(5.0, 3.4)
     for row, colour, offset in ((ledger.rows[0], ACCENT, -0.2), (ledger.rows[-1], WARM, 0.2)):
         values = [value or 0.0 for value in row.score.per_joint_oks]
         axes.bar([joint + offset for joint in range(len(values))], values, 0.4, color=colour, label=row.stage)
@@ -76,13 +74,13 @@ def per_joint(ledger: Ledger, skeleton: Skeleton) -> bytes:
     )
     axes.set_ylabel("mean OKS term of matched people", fontsize=8)
     axes.set_ylim(0, 1)
-    axes.legend(fontsize=8, frameon=False, loc="lower left")
+    axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return _png(figure)
 
 
 def reliability(calibrations: Mapping[str, ScoreCalibration]) -> bytes:
     """Predicted against reached OKS per score bin: on the diagonal the score means what it says."""
-    figure, axes = _figure(3.6, 3.4)
+    figure, axes = _figure(5.0, 3.4)
     axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1)
     for (stage, calibration), colour in zip(calibrations.items(), (ACCENT, WARM), strict=False):
         points = [
@@ -97,7 +95,7 @@ def reliability(calibrations: Mapping[str, ScoreCalibration]) -> bytes:
 
 def timeline(latencies_ms: Sequence[float]) -> bytes:
     """Latency of each streamed frame from capture to pose."""
-    figure, axes = _figure(6.4, 2.0)
+    figure, axes = _figure(8.0, 2.0)
     axes.plot(latencies_ms, color=ACCENT, linewidth=1)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("frame", fontsize=8)

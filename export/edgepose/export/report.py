@@ -117,7 +117,7 @@ def _data_sentence(ledger: Ledger) -> str:
 def _cells(row: Row, ledger: Ledger) -> tuple[str, ...]:
     score = row.score
     points = tuple(f"{100 * value:.1f}" for value in (score.ap, score.ap50, score.ap75, score.ar))
-    loss = "" if row is ledger.baseline else f"{-100 * ledger.ap_loss(row):+.2f}"
+    loss = "" if row is ledger.baseline else f"{round(-100 * ledger.ap_loss(row), 2) + 0.0:+.2f}"
     if row.difference is not None:
         loss += f" ({100 * row.difference.low:+.1f} … {100 * row.difference.high:+.1f})"
     drift = (
@@ -166,7 +166,8 @@ class _Study:
     def pictures(self) -> Iterator[Figure]:
         """The pictures with most people, FP32 left, INT8 right."""
         crowded = sorted(self._indices, key=lambda index: -len(self._data.people(index)))
-        for index in crowded[: SHOWN_PICTURES // 2] + list(self._indices[: SHOWN_PICTURES // 2]):
+        half = SHOWN_PICTURES // 2
+        for index in dict.fromkeys([*crowded[:half], *self._indices[:half]]):
             image = self._data[index].image
             pair = [self._annotated(image, self.poses[precision][index]) for precision in ("fp32", "int8")]
             yield Figure(_picture(np.concatenate(pair, axis=1)), f"picture {index}: FP32 left, INT8 right")

@@ -1,0 +1,103 @@
+"""`edgepose verify` on the shipped weights: its ledger, its gate, and what it says of bad input."""
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from edgepose.calibration.ledger import Ledger
+from edgepose.export.verb_export import export
+from edgepose.export.verb_verify import verify
+from edgepose.runtime.bundle import Bundle
+from edgepose.runtime.cli import guarded
+from edgepose.training.models import build
+
+FEW = ("--data", "synthetic:count=6,seed=7")
+
+
+def run(*arguments: object) -> int:
+    return guarded(lambda: verify.main([str(a) for a in arguments], standalone_mode=False))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("verify") / "bundle"
+    assert guarded(lambda: export.main(["qrpose_tiny", "--out", str(out)], standalone_mode=False)) == 0
+    return out
+
+
+@pytest.fixture
+def bundle(exported: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported, tmp_path / "bundle"))
+
+
+def test_the_ledger_is_printed_and_put_into_the_bundle(bundle: Path, capsys) -> None:
+    assert run(bundle, *FEW, "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert Bundle.open(bundle).read("ledger.json", "a ledger") == printed
+    ledger = Ledger.from_dict(printed, "stdout")
+    assert [row.stage for row in ledger.rows] == ["torch FP32", "ONNX FP32 (CPU)"]
+    assert ledger.rows[1].drift.p95_px < 0.05
+    assert ledger.rows[1].score.ap == pytest.approx(ledger.rows[0].score.ap, abs=1e-6)
+
+
+def test_a_failed_gate_exits_1_and_still_writes_the_ledger(bundle: Path, capsys) -> None:
+    assert run(bundle, *FEW, "--min-ap", 100.1) == 1
+    out, err = capsys.readouterr()
+    assert "torch FP32" in out
+    assert "a gate failed: torch FP32: AP" in err
+    assert not Bundle.open(bundle).read("ledger.json", "a ledger")["passed"]
+
+
+def test_bad_input_gets_one_sentence_and_exit_code_2(bundle: Path, tmp_path: Path, capsys) -> None:
+    other = tmp_path / "other.safetensors"
+    torch.manual_seed(5)
+    save_file(build("qrpose_tiny").state_dict(), other)
+    nobody = tmp_path / "nobody.json"
+    nobody.write_text('{"images": [], "annotations": [], "categories": []}')
+    damaged = Path(shutil.copytree(bundle, tmp_path / "damaged"))
+    content = bytearray((damaged / "pose.fp32.onnx").read_bytes())
+    content[1000] ^= 1
+    (damaged / "pose.fp32.onnx").write_bytes(content)
+    for arguments in (
+        (tmp_path / "nowhere", *FEW),
+        (damaged, *FEW),
+        (bundle, "--data", "synthetic:cuont=6"),
+        (bundle, "--data", tmp_path / "nowhere.json"),
+        (bundle, "--data", nobody),
+        (bundle, *FEW, "--weights", other),
+        (bundle, *FEW, "--weights", tmp_path / "nowhere.safetensors"),
+        (bundle, *FEW, "--compressed", tmp_path / "nowhere"),
+        (bundle, *FEW, "--min-height", 4000),
+    ):
+        assert run(*arguments) == 2, arguments
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("edgepose: ")
+        assert len(err.splitlines()) == 1
+        assert "Traceback" not in err
+    assert "ledger.json" not in Bundle.open(bundle).files
+
+
+def test_a_full_disk_and_ctrl_c_leave_the_bundle_as_it_was(bundle: Path, monkeypatch, capsys) -> None:
+    before = Bundle.open(bundle).files
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", str(bundle))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edgepose.runtime.bundle.shutil.copy2", full)
+        assert run(bundle, *FEW) == 2
+    assert "the disk is full" in capsys.readouterr().err
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edgepose.export.verb_verify.ledger_of", interrupted)
+        assert run(bundle, *FEW) == 130
+    assert Bundle.open(bundle).files == before
