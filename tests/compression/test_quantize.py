@@ -17,6 +17,7 @@ from edgepose.compression.graph import copy
 from edgepose.compression.plan import quantized_despite_plan
 from edgepose.compression.quantize import Quantized, quantize
 from edgepose.compression.trt_target import trt_target
+from edgepose.runtime.backend_onnxruntime import session_options
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.poses import F32
 
@@ -70,7 +71,9 @@ def test_int8_stays_close_to_float(traced: ModelProto, quantized: Quantized, ima
         name = next(node.input[0] for node in tapped.graph.node if node.name == "score0")
         del tapped.graph.output[:]
         tapped.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-        session = ort.InferenceSession(tapped.SerializeToString(), providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            tapped.SerializeToString(), session_options(), providers=["CPUExecutionProvider"]
+        )
         maps.append(np.concatenate([session.run(None, {"images": image})[0] for image in images]))
     noise = float(((maps[0] - maps[1]) ** 2).mean())
     signal = float((maps[0] ** 2).mean())

@@ -15,7 +15,7 @@ from edgepose.runtime.skeleton import COCO17
 from edgepose.training.batch import People
 from edgepose.training.models.qrpose import losses
 from edgepose.training.models.qrpose.losses import Loss, Weights, oks, quality_focal
-from edgepose.training.models.qrpose.network import Choice, Config, QrPose, Raw
+from edgepose.training.models.qrpose.network import Choice, Config, Look, QrPose, Raw
 from edgepose.training.models.qrpose.sampling import pixel_centres
 from edgepose.training.models.qrpose.targets import Chooser, Targets, assign, heatmaps, radius
 
@@ -203,10 +203,12 @@ def test_the_score_loss_moves_the_pose_only_without_detach(detach: bool) -> None
     """U6: exactly zero with the stop-gradient; the other case shows that the test can see it."""
     torch.manual_seed(0)
     network = QrPose(Config(size=(64, 64), pqe_detach=detach)).train()
-    torch.nn.init.normal_(network.off2.weight, std=0.1)
+    look = network.looks[1]
+    assert isinstance(look, Look)
+    torch.nn.init.normal_(look.off.weight, std=0.1)
     raw = network(torch.randn(2, 3, 64, 64), None)
     weight = torch.ones_like(raw.logits)
-    layers = [network.off1.weight, network.off2.weight, network.posk.weight]
+    layers = [network.off1.weight, look.off.weight, look.position.weight]
     slopes = torch.autograd.grad(quality_focal(raw.logits, 0.7 * weight, weight), layers, allow_unused=True)
     moved = [slope is not None and bool(slope.abs().max() > 0) for slope in slopes]
     assert moved == [not detach] * 3
@@ -245,12 +247,15 @@ def test_nobody_gives_a_finite_loss() -> None:
 
 def test_mirrored_people_give_mirrored_maps() -> None:
     """U14, on whole-number positions, where floor() is symmetric too."""
-    joints = 4 * torch.randint(2, SIDE - 2, (1, 1, K, 2)).float()
-    joints[..., 0] += 4 * ((-joints[..., 0].sum() / 4) % K) / K  # so that the centre is a whole number
-    direct = assign(people(joints), GRID)
+    joints = torch.randint(2, SIDE - 3, (1, 1, K, 2))
+    labelled = torch.arange(K)[None, None] > 0  # 16 of them: their mean is exact in any order of the sum
+    missing = int(-joints[0, 0, 1:, 0].sum()) % 16
+    joints[0, 0, 1 : 1 + missing, 0] += 1  # so that the centre is a whole number
+    joints = 4.0 * joints
+    direct = assign(people(joints, labelled), GRID)
     mirrored = joints[:, :, list(COCO17.mirror)].clone()
     mirrored[..., 0] = 4 * (SIDE - 1) - mirrored[..., 0]
-    flipped = assign(people(mirrored), GRID)
+    flipped = assign(people(mirrored, labelled), GRID)
 
     def shown(values: Tensor) -> Tensor:
         return values.reshape(-1, SIDE, SIDE)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -21,7 +21,7 @@ from edgepose.runtime.spec import Spec
 from edgepose.training.loop import normalised
 from edgepose.training.models import BUILDERS, build, load_published, shipped_weights
 from edgepose.training.models.qrpose import deploy
-from edgepose.training.models.qrpose.network import Config, Heads, QrPose, Trunk
+from edgepose.training.models.qrpose.network import Config, Heads, Look, QrPose, Queries, Sampler, Trunk
 from edgepose.training.models.qrpose.sampling import at_pixels, bilinear, grid_sample, pixel_centres
 
 OUTPUTS = ("scores", "boxes", "keypoints", "keypoint_scores")
@@ -31,7 +31,6 @@ ALLOWED = {
         "Abs",
         "Add",
         "And",
-        "BatchNormalization",  # of the layer that two looks share; exporters fold the others
         "Cast",
         "Clip",
         "Concat",
@@ -78,7 +77,10 @@ def lively(network: QrPose) -> QrPose:
     for layer in (network.score0, network.score):
         nn.init.normal_(layer.weight, std=3.0)
     nn.init.normal_(network.off1.weight, std=0.2)
-    nn.init.normal_(network.off2.weight, std=0.1)
+    for look in network.looks:
+        assert isinstance(look, Look)
+        nn.init.normal_(look.off.weight, std=0.1)
+        nn.init.normal_(look.body[1].weight)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_var is not None
@@ -119,18 +121,19 @@ def test_the_sampled_position_has_the_slope_of_the_map() -> None:
     assert torch.allclose(slope.flatten(), torch.tensor([1.0, 0.0]), atol=1e-5)
 
 
-def test_queries_stand_around_the_coarse_pose_as_far_as_it_is_large() -> None:
+@pytest.mark.parametrize("reach", [0.25, 0.07])
+def test_queries_stand_around_the_pose_as_far_as_it_is_large(reach: float) -> None:
     """U8 for the whole square of queries: with x and y as R's channels, what is read is where it was read."""
     network = made(size=(128, 96), joint_channels=2)
     ramp = network.grid.T.reshape(2, 24, 32).repeat(17, 1, 1)[None]
     coarse = torch.randn(1, 34, 5, 1) * 3
     here = torch.tensor([[[16.0, 12.0], [3.0, 3.0], [30.0, 22.0], [10.0, 2.0], [20.0, 12.0]]])
-    read = network.read(ramp, here, coarse, bilinear)
+    read = network.read(ramp, here, bilinear, coarse, reach)
     semantics = read.semantics.reshape(17, 2, 9, 5)
     for pixel in range(5):
         pose = coarse[0, :, pixel, 0].reshape(17, 2) + here[0, pixel]
         sides = pose.max(0).values - pose.min(0).values
-        spacing = float(sides.mean()) * 0.25
+        spacing = max(0.75, float(sides.mean()) * reach)
         assert float(read.spacing[0, 0, pixel, 0]) == pytest.approx(spacing, rel=1e-5)
         for query in range(9):
             place = pose + spacing * torch.tensor([query % 3 - 1.0, query // 3 - 1.0])
@@ -150,18 +153,26 @@ def test_heads_at_pixels_are_the_dense_heads_at_those_pixels(options: dict[str, 
         assert torch.allclose(got, at_pixels(full, pixels), atol=1e-3, rtol=1e-3)
 
 
-def test_a_second_look_starts_from_the_first_ones_pose() -> None:
-    """The same as handing the first pose in as a hint; training looks once."""
-    once, twice = lively(made(size=(64, 64), looks=1)), made(size=(64, 64), looks=2).eval()
-    twice.load_state_dict(once.state_dict())
+def test_each_look_starts_where_the_one_before_it_ended() -> None:
+    """The first around the coarse pose, the second nearer around the first one's: as one look alone says."""
+    once, twice = lively(made(size=(64, 64), reaches=(0.25,))), lively(made(size=(64, 64)))
+    twice.load_state_dict(once.state_dict(), strict=False)
+    asked: list[tuple[Tensor, float]] = []
+    read = twice.read
+
+    def recorded(joints: Tensor, here: Tensor, sample: Sampler, pose: Tensor, reach: float) -> Queries:
+        asked.append((pose, reach))
+        return read(joints, here, sample, pose, reach)
+
+    twice.read = recorded  # type: ignore[method-assign]
     with torch.no_grad():
         trunk = once.trunk(torch.randn(1, 3, 64, 64))
         pixels = torch.arange(30)[None]
-        first = once.heads_at(trunk, pixels)
-        second = once.heads_at(trunk, pixels, once._poses(first.offsets))
-        for got, expected in zip(twice.heads_at(trunk, pixels), second, strict=True):
-            assert torch.allclose(got, expected, atol=1e-3, rtol=1e-3)
-    assert (first.offsets - second.offsets).abs().max() > 0.01
+        one, two = once.heads_at(trunk, pixels), twice.heads_at(trunk, pixels)
+    assert [reach for _, reach in asked] == [0.25, 0.07]
+    assert torch.allclose(asked[0][0], one.coarse_offsets)
+    assert torch.allclose(asked[1][0], one.offsets, atol=1e-5)
+    assert (two.offsets - one.offsets).abs().max() > 0.01
 
 
 def planted(network: QrPose, peaks: list[list[tuple[int, int, float]]], offset: float) -> dict[str, Tensor]:
@@ -307,7 +318,7 @@ def test_onnx_runtime_says_what_torch_says(graph: tuple[Path, QrPose], count: in
         expected = graph[1](images)
     assert np.abs(found["scores"] - expected["scores"].numpy()).max() < 1e-4
     apart = distinct(expected["scores"].numpy())
-    assert apart.mean() > 0.7
+    assert apart.mean() > 0.4
     for name, tolerance in (("keypoints", 0.05), ("boxes", 0.05), ("keypoint_scores", 1e-4)):
         assert np.abs(found[name] - expected[name].numpy())[apart].max() < tolerance, name
 
@@ -380,6 +391,14 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path, name: str, kind: 
         path.write_bytes(path.read_bytes()[: 5000 if kind == "truncated" else 0])
     with pytest.raises(EdgeposeError, match=name):
         load_published(made(), path)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(start=st.sampled_from([b"", b"GIF89a", b"\x80\x02", b"PK\x03\x04"]), rest=st.binary(max_size=60))
+def test_no_bytes_at_all_give_a_traceback(tmp_path: Path, start: bytes, rest: bytes) -> None:
+    (tmp_path / "w.pt").write_bytes(start + rest)
+    with pytest.raises(EdgeposeError, match=r"w\.pt"):
+        load_published(made(size=(64, 64)), tmp_path / "w.pt")
 
 
 def test_a_weights_file_never_runs_code(tmp_path: Path) -> None:

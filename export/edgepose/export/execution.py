@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto
 
+from edgepose.runtime.backend_onnxruntime import session_options
 from edgepose.runtime.errors import EdgeposeError, require
 from edgepose.runtime.poses import F32
 
@@ -20,8 +21,7 @@ def outputs_of(model: ModelProto, images: Sequence[F32], *, optimised: bool = Tr
     `optimised` False runs node by node, as the file is written. Raises EdgeposeError when it cannot be run.
     """
     ort = require("onnxruntime")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
+    options = session_options(threads=1)
     options.log_severity_level = 4
     if not optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -10,7 +10,7 @@ from edgepose.runtime.errors import EdgeposeError
 from edgepose.training.models.qrpose.network import Config, QrPose
 
 # Wider at strides 8 to 32 than specs/qrpose.md's tiny (48, 72, 96): cheap there, and still under 4 MB.
-TINY = {"widths": (16, 32, 64, 96, 96), "channels": 64, "instance_channels": 32, "looks": 2}
+TINY = {"widths": (16, 32, 64, 96, 96), "channels": 64, "instance_channels": 32}
 
 
 def build_tiny(**options: Any) -> QrPose:

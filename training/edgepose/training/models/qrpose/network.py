@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from edgepose.training.models.backbones.residual_pyramid import ResidualPyramid
-from edgepose.training.models.blocks import conv_bn_relu
+from edgepose.training.models.blocks import conv_bn, conv_bn_relu
 from edgepose.training.models.qrpose import deploy
 from edgepose.training.models.qrpose.sampling import at_pixels, bilinear, grid_sample, pixel_centres
 
 OFFSET_SCALE = 8.0  # map pixels a unit of the offset layers (section 4.2): near unit range, for INT8 too
-REACH = 0.25  # of the coarse pose's mean extent: the distance between the queries of one joint
-REACH_LIMITS = (1.0, 12.0)  # map pixels
+SPACING_LIMITS = (0.75, 12.0)  # map pixels between neighbouring queries of one joint
 OFFSET_LIMIT = 8.0  # units; a wider value would stretch a quantizer's range (section 8, item 4)
 RAMP = 1e-3  # logits, spread over the map so that no two neighbours tie, as 8-bit scores do (section 7)
 SCORE_PRIOR = -2.19  # logit of 0.1, the focal prior (section 4.4)
@@ -50,8 +50,10 @@ class Config:
     head: Literal["sparse", "dense"] = "sparse"  # the inference graph, section 7
     candidates: int = 64  # M of the sparse graph
     slots: int = 20  # N
-    queries: int = 3  # a square of so many queries a side around each joint's coarse position
-    looks: int = 1  # in evaluation KQE may look again, around the pose that the look before gave
+    queries: int = 3  # a square of so many queries a side around where each joint is believed to be
+    # One look of KQE each: the distance between its queries, as a share of the pose's mean extent. Each
+    # starts from the pose that the one before it gave.
+    reaches: tuple[float, ...] = (0.25, 0.07)
     kqe: bool = True
     pqe: bool = True
     pqe_detach: bool = True
@@ -71,7 +73,7 @@ class Trunk(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """What KQE reads around the coarse pose; h, w is any layout of pixels."""
+    """What KQE reads around a pose; h, w is any layout of pixels."""
 
     semantics: Tensor  # (B, K*c*Q, h, w) for Q queries a joint
     spacing: Tensor  # (B, 1, h, w) map pixels between neighbouring queries
@@ -99,6 +101,38 @@ class Raw(NamedTuple):
     confidence: Tensor  # logits (B, P, K)
 
 
+class Look(nn.Module):
+    """One look of KQE: what was read around a pose moves each of its joints (section 4.3).
+
+    All layers are pointwise, so the value at a pixel depends on that pixel alone.
+    """
+
+    def __init__(self, joints: int, channels: int, queries: int) -> None:
+        super().__init__()
+        width = joints * channels
+        self.position = nn.Conv2d(2 * joints, width, 1, groups=joints)
+        self.mix = conv_bn_relu((queries**2 + 2) * width, width, 1, groups=joints)
+        # Differs from section 4.3, whose joints never meet: an elbow tells where the wrist is.
+        self.body = conv_bn(width, width, 1)
+        self.off = nn.Conv2d(width, 2 * joints, 1, groups=joints)
+        self.joints = joints
+        nn.init.zeros_(cast(Tensor, self.body[1].weight))
+        _start_small(self.off)
+
+    def forward(self, before: Tensor, pose: Tensor, read: Queries) -> tuple[Tensor, Tensor]:
+        """(B, K*c, h, w) known of each joint so far, and offsets (B, 2K, h, w) -> both, better."""
+        position = self.position((pose / OFFSET_SCALE).clamp(-OFFSET_LIMIT, OFFSET_LIMIT))
+        known = self.mix(self._per_joint(read.semantics, position, before))
+        known = torch.relu(known + self.body(known))
+        return known, pose + read.spacing * self.off(known)
+
+    def _per_joint(self, *features: Tensor) -> Tensor:
+        """Concatenates so that each joint's channels stand together, as grouped convolutions want them."""
+        B, _, h, w = features[0].shape
+        split = [part.reshape(B, self.joints, -1, h, w) for part in features]
+        return torch.cat(split, 2).reshape(B, -1, h, w)
+
+
 class QrPose(nn.Module):
     """The trainable network; `eval()` turns its forward into the inference graph of section 7."""
 
@@ -117,10 +151,10 @@ class QrPose(nn.Module):
         self.score0 = nn.Conv2d(instance, 1, 1)
         self.heatmap = nn.Conv2d(width, joints, 1, groups=joints)
         self.off1 = nn.Conv2d(width, 2 * joints, 1, groups=joints)
-        if config.kqe:
-            self.posk = nn.Conv2d(2 * joints, width, 1, groups=joints)
-            self.mix = conv_bn_relu((config.queries**2 + 1) * width, width, 1, groups=joints)
-            self.off2 = nn.Conv2d(width, 2 * joints, 1, groups=joints)
+        self.looks = nn.ModuleList(
+            Look(joints, config.joint_channels, config.queries)
+            for _ in (config.reaches if config.kqe else ())
+        )
         if config.pqe:
             self.enc = conv_bn_relu(2 * joints + (width if config.kqe else 0), instance, 1)
         self.fuse = conv_bn_relu(instance, instance, 1)
@@ -137,9 +171,7 @@ class QrPose(nn.Module):
         self.register_buffer("ramp", torch.arange(len(centres)) * (RAMP / len(centres)), persistent=False)
 
     def _initialise(self) -> None:
-        for layer in (self.off1, self.off2) if self.config.kqe else (self.off1,):
-            nn.init.normal_(layer.weight, std=1e-3)
-            nn.init.zeros_(cast(Tensor, layer.bias))
+        _start_small(self.off1)
         for layer in (self.score0, self.score, self.heatmap):
             nn.init.constant_(cast(Tensor, layer.bias), SCORE_PRIOR)
 
@@ -172,70 +204,49 @@ class QrPose(nn.Module):
         if hints is not None and hints.shape[1]:
             given = hints.flatten(2).transpose(1, 2).unsqueeze(-1)  # (B, 2K, D, 1)
             coarse = torch.cat([coarse[:, :, : -hints.shape[1]], given], 2)
-        if not self.config.kqe:
-            return self.heads(instance, joints, coarse, None)
         B, P = pixels.shape
         here = self.grid[None].expand(B, -1, 2).gather(1, pixels[:, :, None].expand(B, P, 2))
-        heads = self.heads(instance, joints, coarse, self.read(trunk.joints, here, coarse, bilinear))
-        for _ in range(0 if self.training else self.config.looks - 1):
-            nearer = heads.offsets
-            heads = self.heads(instance, joints, nearer, self.read(trunk.joints, here, nearer, bilinear))
-        return heads
+        return self.heads(instance, joints, coarse, partial(self.read, trunk.joints, here, bilinear))
 
     def heads_everywhere(self, trunk: Trunk) -> Heads:
-        """The heads at all pixels, laid out as (B, ., H, W), with one GridSample: section 7 A."""
+        """The heads at all pixels, laid out as (B, ., H, W), with one GridSample a look: section 7 A."""
         coarse = self.off1(trunk.joints) * OFFSET_SCALE
-        instance, joints = trunk.instance, trunk.joints
-        if not self.config.kqe:
-            return self.heads(instance, joints, coarse, None)
-        here = self.grid[None]
-        heads = self.heads(instance, joints, coarse, self.read(joints, here, coarse, grid_sample))
-        for _ in range(0 if self.training else self.config.looks - 1):
-            nearer = heads.offsets
-            heads = self.heads(instance, joints, nearer, self.read(joints, here, nearer, grid_sample))
-        return heads
+        read = partial(self.read, trunk.joints, self.grid[None], grid_sample)
+        return self.heads(trunk.instance, trunk.joints, coarse, read)
 
-    def read(self, joints: Tensor, here: Tensor, coarse: Tensor, sample: Sampler) -> Queries:
-        """What R holds around pixel + O1, for pixels `here` (B or 1, P, 2) and their O1 (B, 2K, h, w).
+    def read(self, joints: Tensor, here: Tensor, sample: Sampler, pose: Tensor, reach: float) -> Queries:
+        """What R holds around `pose`, the offsets (B, 2K, h, w) from pixels `here` (B or 1, P, 2).
 
         Differs from section 4.3's single query (left open by section 10): joints are seen long before the
-        coarse pose points at them, so KQE looks around, as far as the coarse pose is large.
+        coarse pose points at them, so KQE looks around, in proportion to how large the pose is.
         """
-        B, _, h, w = coarse.shape
-        poses = self._poses(coarse)  # (B, P, K, 2)
+        B, _, h, w = pose.shape
+        poses = self._poses(pose)  # (B, P, K, 2)
         extent = (poses.amax(2) - poses.amin(2)).detach().mean(-1)  # (B, P)
-        spacing = (extent * REACH).clamp(*REACH_LIMITS)
+        spacing = (extent * reach).clamp(*SPACING_LIMITS)
         positions = (here[:, :, None] + poses)[:, None] + self.around * spacing[:, None, :, None, None]
         semantics = sample(joints, positions.flatten(1, 2))  # (B, K*c, Q*P, 1)
         return Queries(semantics.reshape(B, -1, h, w), spacing.reshape(B, 1, h, w))
 
-    def heads(self, instance: Tensor, joints: Tensor, coarse: Tensor, around: Queries | None) -> Heads:
-        """All pointwise layers (sections 4.3 to 4.5), so the value at a pixel depends on that pixel alone.
-
-        `around` is None without KQE.
-        """
-        offsets, queries = coarse, joints
-        if around is not None:
-            position = self.posk((coarse / OFFSET_SCALE).clamp(-OFFSET_LIMIT, OFFSET_LIMIT))
-            queries = self.mix(self._per_joint(around.semantics, position))  # Q
-            offsets = coarse + around.spacing * self.off2(queries)  # O
+    def heads(
+        self, instance: Tensor, joints: Tensor, coarse: Tensor, read: Callable[[Tensor, float], Queries]
+    ) -> Heads:
+        """All pointwise layers (sections 4.3 to 4.5); `read` tells what lies around given offsets."""
+        offsets, known = coarse, joints
+        for look, reach in zip(self.looks, self.config.reaches, strict=bool(self.looks)):
+            known, offsets = look(known, offsets, read(offsets, reach))
         fused = instance
         if self.config.pqe:
             pose = (offsets / OFFSET_SCALE).clamp(-OFFSET_LIMIT, OFFSET_LIMIT)
-            structure = torch.cat([pose, queries], 1) if around is not None else pose
+            structure = torch.cat([pose, known], 1) if self.looks else pose
             if self.config.pqe_detach:  # the score must not bend the pose towards what is easy to score
                 structure = structure.detach()
             fused = instance + self.enc(structure)
-        return Heads(self.score(self.fuse(fused)), offsets, coarse, self.conf(queries))
+        return Heads(self.score(self.fuse(fused)), offsets, coarse, self.conf(known))
 
     def _poses(self, offsets: Tensor) -> Tensor:
         """(B, 2K, h, w) -> (B, h*w, K, 2)."""
         return offsets.flatten(2).transpose(1, 2).reshape(offsets.shape[0], -1, self.config.joints, 2)
-
-    def _per_joint(self, first: Tensor, second: Tensor) -> Tensor:
-        B, _, h, w = first.shape
-        split = (B, self.config.joints, -1, h, w)
-        return torch.cat([first.reshape(split), second.reshape(split)], 2).reshape(B, -1, h, w)
 
     def raw(self, trunk: Trunk, choose: Chooser | None) -> Raw:
         """The heads at the chosen pixels, or at all."""
@@ -258,3 +269,8 @@ class QrPose(nn.Module):
             coarse_offsets=self._poses(heads.coarse_offsets),
             confidence=heads.confidence[..., 0].transpose(1, 2),
         )
+
+
+def _start_small(offsets: nn.Conv2d) -> None:
+    nn.init.normal_(offsets.weight, std=1e-3)
+    nn.init.zeros_(cast(Tensor, offsets.bias))
