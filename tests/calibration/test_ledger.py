@@ -19,8 +19,10 @@ from edgepose.calibration.ledger import (
     alternate,
     joints_table,
     latency,
+    quality_table,
     table,
 )
+from edgepose.calibration.quality import Bin, Quality
 from edgepose.calibration.score import Drift, Interval, Score, SizeScore
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.skeleton import COCO17
@@ -38,6 +40,11 @@ def a_score(ap: float) -> Score:
 def a_row(stage: str, ap: float, drift_px: float | None = 0.1) -> Row:
     drift = Drift(drift_px, drift_px and 3 * drift_px, 90, 1, 1)
     return Row(stage, a_score(ap), drift, Interval(-0.012, 0.003), Latency(20, 25.5, 100), 4_123_456)
+
+
+def a_quality(duplicates: int = 3, rho: float | None = 0.841) -> Quality:
+    bins = (Bin(0.1, 90, 0.15, 0.1), Bin(0.8, 30, 0.85, 0.9))
+    return Quality(rho, 0.637, bins, 0.05, 0.123, 0.735, 0.035, duplicates, 120, 90)
 
 
 @pytest.fixture
@@ -66,6 +73,27 @@ def test_each_gate_fails_in_words(ledger: Ledger) -> None:
     assert floor.verdict() == ["torch FP32: AP 0.700 is below 0.750"]
 
 
+def duplicated(ledger: Ledger, before: int, after: int) -> Ledger:
+    """The same ledger with so many duplicates in its two rows."""
+    first, second = ledger.rows
+    rows = replace(first, quality=a_quality(before)), replace(second, quality=a_quality(after))
+    return replace(ledger, rows=rows)
+
+
+def test_more_duplicates_than_the_baseline_and_a_share_of_the_people_fail(ledger: Ledger) -> None:
+    assert duplicated(ledger, 3, 4).verdict() == []  # 1 % of 100 people is one more
+    assert duplicated(ledger, 3, 0).verdict() == []
+    assert duplicated(ledger, 3, 94).verdict() == [
+        "ONNX INT8 (CPU): 94 duplicates (poses of a person already found), 4 are allowed: "
+        "3 of the baseline and 1 % of 100 people"
+    ]
+    assert len(duplicated(ledger, 3, 5).verdict()) == 1
+    assert replace(duplicated(ledger, 3, 5), gates=Gates(max_more_duplicates=0.02)).verdict() == []
+    assert "✗" in shown(table(duplicated(ledger, 3, 94)))
+    unknown = replace(ledger, rows=(ledger.rows[0], duplicated(ledger, 3, 94).rows[1]))
+    assert unknown.verdict() == []  # nothing to hold it against
+
+
 def test_not_a_number_and_nobody_found_again_fail(ledger: Ledger) -> None:
     assert len(with_row(ledger, a_row("INT8", float("nan"))).verdict()) == 1
     assert "none of the 1 people" in with_row(ledger, a_row("INT8", 0.7, None)).verdict()[0]
@@ -85,6 +113,32 @@ def test_json_keeps_everything(ledger: Ledger) -> None:
     values = json.loads(json.dumps(ledger.to_dict(), allow_nan=False))
     assert (values["passed"], values["verdict"]) == (True, [])
     assert Ledger.from_dict(values, "ledger.json") == ledger
+
+
+def test_json_keeps_what_the_scores_are_worth(ledger: Ledger) -> None:
+    judged = duplicated(ledger, 3, 94)
+    judged = with_row(judged, replace(judged.rows[1], quality=a_quality(94, rho=None)))
+    values = json.loads(json.dumps(judged.to_dict(), allow_nan=False))
+    assert values["rows"][0]["quality"]["rho"] == 0.841
+    assert values["rows"][1]["quality"]["bins"][1] == {
+        "low": 0.8,
+        "count": 30,
+        "predicted": 0.85,
+        "actual": 0.9,
+    }
+    assert not values["passed"]
+    assert Ledger.from_dict(values, "ledger.json") == judged
+
+
+def test_a_ledger_from_before_scores_were_judged_still_opens(ledger: Ledger) -> None:
+    values = json.loads(json.dumps(ledger.to_dict()))
+    del values["gates"]["max_more_duplicates"]
+    for row in values["rows"]:
+        del row["quality"]
+    assert Ledger.from_dict(values, "ledger.json") == ledger
+    values["rows"][1]["quality"] = {"rho": 0.8}
+    with pytest.raises(EdgeposeError, match="damaged ledger"):
+        Ledger.from_dict(values, "ledger.json")
 
 
 @pytest.mark.parametrize(
@@ -128,6 +182,18 @@ def test_the_tables_fit_100_columns_and_lose_no_figure(ledger: Ledger) -> None:
     joints = shown(joints_table(with_row(ledger, Row("same", nothing)), COCO17.joints))
     assert "+0.00" in joints
     assert "-0.00" not in joints
+
+
+def test_the_table_of_scores_fits_and_loses_no_figure(ledger: Ledger) -> None:
+    first, second = duplicated(ledger, 3, 12345).rows
+    wide = replace(second, stage="ONNX INT8 (TensorRT view)", quality=a_quality(12345, rho=None))
+    text = shown(quality_table(replace(ledger, rows=(first, wide, a_row("unjudged", 0.7)))))
+    assert max(map(len, text.splitlines())) <= 100
+    above = next(line for line in text.splitlines() if "torch FP32" in line)
+    below = next(line for line in text.splitlines() if "ONNX INT8" in line)
+    assert above.split()[2:] == ["0.841", "0.637", "0.050", "0.123", "3.5", "3", "120"]
+    assert below.split()[4:] == ["0.637", "0.050", "0.123", "3.5", "12345", "120"]  # no rho
+    assert "unjudged" not in text
 
 
 def test_latency_is_measured_in_turns() -> None:

@@ -1,6 +1,7 @@
 """The ledger's rows: artefacts whose error is known in advance get the figures that closed forms say."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from edgepose.calibration.dataset import Dataset, open_dataset
 from edgepose.calibration.ledger import Gates
+from edgepose.export import plots
 from edgepose.export.verification import Artefact, Run, TorchBackend, ledger_of, run_all
 from edgepose.runtime.poses import Poses, boxes_of
 from edgepose.runtime.preprocess import U8, Letterbox
@@ -21,14 +23,18 @@ def dataset() -> Dataset:
     return open_dataset("synthetic:count=8,seed=5,size=320x240")
 
 
-def knows_the_truth(dataset: Dataset, shift_px: float = 0.0) -> Callable[[U8], Poses]:
-    """An estimator that gives the labels back, every joint moved to the right."""
+def knows_the_truth(dataset: Dataset, shift_px: float = 0.0, again: float = 0.0) -> Callable[[U8], Poses]:
+    """An estimator that gives the labels back, every joint moved to the right; and once more, if `again` is
+    the score for that."""
     answers = {}
     for index in range(len(dataset)):
         people = dataset.people(index)
         keypoints = np.stack([p.keypoints for p in people]) if people else np.zeros((0, 17, 2), np.float32)
         moved = keypoints + np.array([shift_px, 0], np.float32)
         scores = np.full(len(people), 0.9, np.float32)
+        if again:
+            moved = np.concatenate([moved, moved + 1])
+            scores = np.concatenate([scores, np.full(len(people), again, np.float32)])
         answers[dataset[index].image.tobytes()] = Poses(
             moved, np.ones(moved.shape[:2], np.float32), scores, boxes_of(moved)
         )
@@ -52,6 +58,53 @@ def test_a_perfect_artefact_scores_one_and_a_shifted_one_drifts_by_its_shift(dat
     assert any("shifted" in failure for failure in ledger.verdict())
     assert not any("same" in failure for failure in ledger.verdict())
     assert ledger.data["evaluation"] == dataset.source
+
+
+def test_planted_duplicates_fail_their_gate_and_no_other(dataset: Dataset) -> None:
+    found = [
+        Artefact("torch FP32", knows_the_truth(dataset), 100),
+        Artefact("twice", knows_the_truth(dataset, again=0.5), 100),
+        Artefact("hardly twice", knows_the_truth(dataset, again=0.05), 100),
+    ]
+    ledger = ledger_of(run_all(found, dataset), dataset, SPEC, Gates(), 0.0)
+    people = ledger.baseline.score.people
+    assert people == sum(len(dataset.people(index)) for index in range(len(dataset))) > 5
+    # The copies score less than everybody, so AP, AR and drift do not see them.
+    assert ledger.verdict() == [
+        f"twice: {people} duplicates (poses of a person already found), 0 are allowed: "
+        f"0 of the baseline and 1 % of {people} people"
+    ]
+    assert (
+        ledger_of(run_all(found, dataset), dataset, SPEC, Gates(max_more_duplicates=1), 0.0).verdict() == []
+    )
+
+
+def test_every_row_says_what_its_scores_are_worth(dataset: Dataset) -> None:
+    found = [Artefact("torch FP32", knows_the_truth(dataset), 1), Artefact("nobody", nobody, 1)]
+    first, second = ledger_of(run_all(found, dataset), dataset, SPEC, Gates(), 0.0).rows
+    assert first.quality.matched == first.quality.poses == first.score.people
+    assert first.quality.ece == pytest.approx(0.1, abs=1e-6)  # all reach 1 and say 0.9
+    assert (first.quality.rho, first.quality.ap_gap) == (None, 0.0)
+    assert (second.quality.poses, second.quality.ece) == (0, None)
+    low = ledger_of(run_all(found, dataset), dataset, SPEC, Gates(), 100.0).baseline
+    assert low.quality.poses == low.score.people < first.score.people
+
+
+def test_the_reliability_plot_is_drawn_of_whatever_there_is(dataset: Dataset) -> None:
+    found = [Artefact("torch FP32", knows_the_truth(dataset), 1), Artefact("nobody", nobody, 1)]
+    ledger = ledger_of(run_all(found, dataset), dataset, SPEC, Gates(), 0.0)
+    first, second = ledger.rows
+    unjudged = replace(first, quality=None)  # of an old ledger
+    drawn = [
+        plots.reliability(replace(ledger, rows=rows))
+        for rows in ((first, first), (first, second), (second, first), (unjudged, unjudged))
+    ]
+    assert all(picture.startswith(b"\x89PNG") for picture in drawn)
+    assert len(set(drawn)) == 4
+
+
+def nobody(image: U8) -> Poses:
+    return Poses.empty()
 
 
 def test_every_artefact_sees_every_picture_and_is_timed(dataset: Dataset) -> None:

@@ -17,7 +17,7 @@ from edgepose.training.models.qrpose import losses
 from edgepose.training.models.qrpose.losses import Loss, Weights, oks, quality_focal
 from edgepose.training.models.qrpose.network import Choice, Config, Look, QrPose, Raw
 from edgepose.training.models.qrpose.sampling import pixel_centres
-from edgepose.training.models.qrpose.targets import Chooser, Targets, assign, heatmaps, radius
+from edgepose.training.models.qrpose.targets import Chooser, Targets, assign, corner_radius, heatmaps
 
 SIDE = 24  # of the map
 GRID = pixel_centres((SIDE, SIDE))
@@ -225,6 +225,14 @@ def test_an_overlap_belongs_to_the_smaller_person() -> None:
         assert (owner == 1 - small).sum() == 9 - 4
 
 
+@pytest.mark.parametrize("radius", [0, 1, 2])
+def test_positives_are_a_square_about_the_centre(radius: int) -> None:
+    targets = assign(somebody(batch=1, count=1), GRID, radius)
+    mine = GRID[targets.owner[0] == 0]
+    assert len(mine) == (2 * radius + 1) ** 2
+    assert torch.equal(mine.mean(0), targets.centres[0, 0])
+
+
 def test_crowds_and_tiny_people_are_neither_right_nor_wrong() -> None:
     """U7: no positive pixels, no weight in their box, weight everywhere else."""
     everyone = somebody(batch=1, count=1)
@@ -270,7 +278,7 @@ def test_mirrored_people_give_mirrored_maps() -> None:
 @given(width=st.floats(1, 200), height=st.floats(1, 200))
 def test_a_box_moved_by_the_radius_keeps_the_overlap(width: float, height: float) -> None:
     """The worst of the three cases of CornerNet has exactly the promised overlap, by counting areas."""
-    r = float(radius(torch.tensor(width, dtype=torch.float64), torch.tensor(height, dtype=torch.float64)))
+    r = float(corner_radius(*torch.tensor([width, height], dtype=torch.float64)))
 
     def overlap(x0: float, y0: float, x1: float, y1: float) -> float:
         inner = max(0.0, min(x1, width) - max(x0, 0)) * max(0.0, min(y1, height) - max(y0, 0))

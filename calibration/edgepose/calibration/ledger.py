@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from edgepose.calibration.quality import Quality
 from edgepose.calibration.score import Drift, Interval, Score
 from edgepose.runtime.errors import EdgeposeError
 
@@ -65,6 +66,7 @@ class Row:
     difference: Interval | None = None  # bootstrap interval of AP - AP of the baseline
     latency: Latency | None = None  # of one picture
     size_bytes: int | None = None
+    quality: Quality | None = None  # of the scores; ledgers from before it was measured have none
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class Gates:
     max_ap_loss: float = 0.010
     max_median_drift_px: float = 1.0
     min_ap: float | None = None  # of the baseline itself
+    max_more_duplicates: float = 0.01  # than the baseline has, as a share of the people
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,7 @@ class Ledger:
                 f"{row.stage}: loses {100 * self.ap_loss(row):.2f} points of AP, "
                 f"{100 * gates.max_ap_loss:.2f} are allowed"
             )
-        return failed + _drift_failures(row, gates)
+        return failed + _drift_failures(row, gates) + _duplicate_failures(row, self.baseline, gates)
 
     def verdict(self) -> list[str]:
         """All failed gates in words; empty when the ledger passes."""
@@ -163,6 +166,19 @@ def _drift_failures(row: Row, gates: Gates) -> list[str]:
     return [f"{row.stage}: joints move by {drift.p50_px:.2f} px (median), {allowed}"]
 
 
+def _duplicate_failures(row: Row, baseline: Row, gates: Gates) -> list[str]:
+    if row.quality is None or baseline.quality is None:
+        return []
+    found, before, people = row.quality.duplicates, baseline.quality.duplicates, baseline.score.people
+    allowed = before + gates.max_more_duplicates * people
+    if found <= allowed:
+        return []
+    return [
+        f"{row.stage}: {found} duplicates (poses of a person already found), {int(allowed)} are allowed: "
+        f"{before} of the baseline and {100 * gates.max_more_duplicates:g} % of {people} people"
+    ]
+
+
 def _row_to_dict(row: Row) -> dict[str, Any]:
     return {
         "stage": row.stage,
@@ -171,6 +187,7 @@ def _row_to_dict(row: Row) -> dict[str, Any]:
         "difference": row.difference and row.difference._asdict(),
         "latency": row.latency and asdict(row.latency),
         "size_bytes": row.size_bytes,
+        "quality": row.quality and row.quality.to_dict(),
     }
 
 
@@ -185,6 +202,7 @@ def _row_from_dict(values: Mapping[str, Any]) -> Row:
         difference=maybe(Interval, "difference"),
         latency=maybe(Latency, "latency"),
         size_bytes=values["size_bytes"],
+        quality=Quality.from_dict(values["quality"]) if values.get("quality") else None,
     )
 
 
@@ -264,6 +282,27 @@ def accuracy_table(ledger: Ledger) -> Table:
         figures = (score.ap50, score.ap75, score.ar, *(score.by_size[name].ap for name in sizes))
         result.add_row(escape(row.stage), *map(_points, figures))
     return result
+
+
+def quality_table(ledger: Ledger) -> Table:
+    """What the scores of each artefact are worth, one line each."""
+    caption = (
+        "The score is an expected OKS. ρ, τ: does it rank the matched people's poses by the OKS they reach? "
+        "ECE, MAE: how far is it from that OKS? AP gap: points that a perfect score would add. "
+        "Duplicates: poses of a person already found."
+    )
+    result = _sheet("artefact", "ρ", "τ", "ECE", "MAE", "AP gap", "duplicates", "poses", caption=caption)
+    for row in ledger.rows:
+        if row.quality is not None:
+            result.add_row(escape(row.stage), *_worth(row.quality))
+    return result
+
+
+def _worth(quality: Quality) -> Iterator[str]:
+    for value in (quality.rho, quality.tau, quality.ece, quality.mae):
+        yield "" if value is None else f"{value:.3f}"
+    yield _points(quality.ap_gap)
+    yield from (str(quality.duplicates), str(quality.poses))
 
 
 def joints_table(ledger: Ledger, joints: Sequence[str]) -> Table:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -12,15 +14,19 @@ from edgepose.runtime.errors import EdgeposeError
 from edgepose.training.models import build, load_published, shipped_weights
 
 
-def load_model(name: str, weights: Path | None) -> tuple[nn.Module, dict[str, str]]:
-    """The network in evaluation mode and its provenance: `weights` (a file name) and `weights_sha256`.
+def load_model(
+    name: str, weights: Path | None, options: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network in evaluation mode and its origin: `weights` (a file name), `weights_sha256`, `options`.
 
-    `weights` None takes those that come with edgepose. Raises EdgeposeError for an unknown name or file.
+    `weights` None takes those that come with edgepose, `options` are those of the model's builder. Raises
+    EdgeposeError for an unknown name, option or file.
     """
-    model = build(name)
+    chosen = dict(options or {})
+    model = build(name, **chosen)
     path = weights or shipped_weights(name)
     load_published(model, path)
-    return model.eval(), {"weights": path.name, "weights_sha256": sha256(path)}
+    return model.eval(), {"weights": path.name, "weights_sha256": sha256(path), "options": chosen}
 
 
 def load_bundled_model(bundle: Bundle, weights: Path | None) -> nn.Module:
@@ -28,7 +34,7 @@ def load_bundled_model(bundle: Bundle, weights: Path | None) -> nn.Module:
     expected = bundle.provenance.get("weights_sha256")
     if expected is None:
         raise EdgeposeError(f"{bundle.path}: does not say which weights it has; export it again")
-    model, origin = load_model(bundle.spec.model, weights)
+    model, origin = load_model(bundle.spec.model, weights, bundle.provenance.get("options"))
     if origin["weights_sha256"] != expected:
         raise EdgeposeError(
             f"{origin['weights']}: not the weights of {bundle.path} (sha256 {origin['weights_sha256'][:9]}…, "

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from edgepose.calibration.ledger import Ledger
-from edgepose.calibration.score import ScoreCalibration
 from edgepose.runtime.errors import require
 from edgepose.runtime.skeleton import Skeleton
 
@@ -78,18 +77,27 @@ def per_joint(ledger: Ledger, skeleton: Skeleton) -> bytes:
     return _png(figure)
 
 
-def reliability(calibrations: Mapping[str, ScoreCalibration]) -> bytes:
-    """Predicted against reached OKS per score bin: on the diagonal the score means what it says."""
-    figure, axes = _figure(5.0, 3.4)
-    axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1)
-    for (stage, calibration), colour in zip(calibrations.items(), (ACCENT, WARM), strict=False):
-        points = [
-            (p, a) for p, a in zip(calibration.predicted, calibration.actual, strict=True) if p is not None
-        ]
-        label = f"{stage} (error {calibration.error:.3f})"
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=label)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="predicted OKS (score)", ylabel="reached OKS", aspect="equal")
-    axes.legend(fontsize=7, frameon=False, loc="upper left")
+def reliability(ledger: Ledger) -> bytes:
+    """Predicted against reached OKS, first row against last row: on the diagonal the score is true."""
+    figure, axes = _figure(5.0, 3.8)
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    pair = ((ledger.rows[0], ACCENT, 0.03), (ledger.rows[-1], WARM, 0.07))
+    shown = [(r.stage, r.quality, tint, at) for r, tint, at in pair if r.quality and r.quality.bins]
+    most = max((each.count for _, quality, _, _ in shown for each in quality.bins), default=0)
+    for stage, quality, tint, at in shown:
+        places, heights = zip(*((b.low + at, 0.25 * b.count / most) for b in quality.bins), strict=True)
+        axes.bar(places, heights, 0.04, color=tint, alpha=0.25)
+        points = zip(*((b.predicted, b.actual) for b in quality.bins), strict=True)
+        label = f"{stage}: calibration error {quality.ece:.3f}"
+        axes.plot(*points, marker="o", markersize=4, color=tint, label=label, clip_on=False)
+    faint = {"va": "top", "fontsize": 8, "color": INK, "alpha": 0.55}
+    axes.text(0.03, 0.95, "reaches more\nthan it says", **faint)
+    axes.text(0.97, 0.47, "says more\nthan it reaches", ha="right", **faint)
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.set_xlabel(f"predicted OKS, the score (bars: poses, the tallest {most})", fontsize=8, color=INK)
+    axes.set_ylabel("reached OKS", fontsize=8, color=INK)
+    if shown:
+        axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return _png(figure)
 
 

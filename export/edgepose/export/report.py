@@ -14,18 +14,17 @@ import numpy as np
 
 from edgepose.calibration.dataset import open_dataset
 from edgepose.calibration.ledger import Ledger, Row
-from edgepose.calibration.score import score_calibration
 from edgepose.export import plots
 from edgepose.export.demo import Outcome, Streamed
 from edgepose.export.streamcheck import GOOD_OKS
 from edgepose.runtime.backend import open_backend
-from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.drafts import draft_file
 from edgepose.runtime.errors import require
 from edgepose.runtime.estimator import Estimator
 from edgepose.runtime.overlay import draw
 from edgepose.runtime.poses import Poses
 from edgepose.runtime.preprocess import U8
+from edgepose.runtime.spec import Spec
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 SHOWN_PICTURES, SHOWN_FRAMES, STUDIED = 8, 4, 100
@@ -82,17 +81,29 @@ def watch_lines(outcome: Outcome) -> list[str]:
 
 def _content(outcome: Outcome) -> dict[str, Any]:
     ledger = outcome.ledger
-    evaluation = _Study(outcome)
     return {
         "model": outcome.bundle.spec.model,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "environment": ", ".join(f"{name} {value}" for name, value in ledger.environment.items()),
         "failures": failures(outcome),
         "data": _data_sentence(ledger),
-        "ledger_head": ("artefact", "AP", "AP50", "AP75", "AR", "AP - FP32", "drift px", "ms", "MB"),
+        "ledger_head": (
+            "artefact",
+            "AP",
+            "AP50",
+            "AP75",
+            "AR",
+            "AP - FP32",
+            "drift px",
+            "ρ",
+            "ECE",
+            "duplicates",
+            "ms",
+            "MB",
+        ),
         "ledger_rows": [_cells(row, ledger) for row in ledger.rows],
-        "plots": _plots(outcome, evaluation),
-        "pictures": list(evaluation.pictures()),
+        "plots": _plots(outcome),
+        "pictures": list(_side_by_side(outcome)),
         "calibration": _calibration_sentence(outcome.calibration),
         "stream": stream_sentence(outcome.streamed),
         "stream_good": outcome.streamed.score.share >= STREAM_GATE,
@@ -110,7 +121,9 @@ def _data_sentence(ledger: Ledger) -> str:
     return (
         f"{ledger.data['evaluation']}: {score.pictures} pictures, {score.people} people of "
         f"{score.min_height_px:g} px or more; {score.ignored} others neither count nor cost. "
-        "Drift: median and 95th percentile of the joints' distance to FP32, in pixels of the input."
+        "Drift: median and 95th percentile of the joints' distance to FP32, in pixels of the input. "
+        "ρ: does the score rank poses by the OKS they reach (1: always)? ECE: how far it is from that OKS. "
+        "Duplicates: poses of a person already found."
     )
 
 
@@ -127,7 +140,16 @@ def _cells(row: Row, ledger: Ledger) -> tuple[str, ...]:
     )
     spent = "" if row.latency is None else f"{row.latency.p50_ms:.1f} / {row.latency.p95_ms:.1f}"
     size = "" if row.size_bytes is None else f"{row.size_bytes / 1e6:.2f}"
-    return (row.stage, *points, loss, drift, spent, size)
+    return (row.stage, *points, loss, drift, *_worth(row), spent, size)
+
+
+def _worth(row: Row) -> tuple[str, str, str]:
+    """What the scores are worth: rank correlation, calibration error, duplicates."""
+    quality = row.quality
+    if quality is None:
+        return "", "", ""
+    rho, error = ("" if value is None else f"{value:.3f}" for value in (quality.rho, quality.ece))
+    return rho, error, str(quality.duplicates)
 
 
 def _calibration_sentence(calibration: dict[str, Any]) -> str:
@@ -141,41 +163,23 @@ def _calibration_sentence(calibration: dict[str, Any]) -> str:
     )
 
 
-class _Study:
-    """FP32 and INT8 side by side on the first evaluation pictures."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        self._spec = outcome.bundle.spec
-        self._data = open_dataset(outcome.plan.evaluation)
-        self._indices = range(min(STUDIED, len(self._data)))
-        self.poses = {precision: self._run(outcome.bundle, precision) for precision in ("fp32", "int8")}
-
-    def _run(self, bundle: Bundle, precision: str) -> list[Poses]:
-        with open_backend(bundle, precision) as backend:
-            estimate = Estimator(backend, self._spec)
-            return [estimate(self._data[index].image) for index in self._indices]
-
-    def calibrations(self) -> dict[str, Any]:
-        """Predicted against reached OKS of both precisions."""
-        truth = [self._data.people(index) for index in self._indices]
-        return {
-            name.upper(): score_calibration(truth, poses, self._spec.joints())
-            for name, poses in self.poses.items()
-        }
-
-    def pictures(self) -> Iterator[Figure]:
-        """The pictures with most people, FP32 left, INT8 right."""
-        crowded = sorted(self._indices, key=lambda index: -len(self._data.people(index)))
-        half = SHOWN_PICTURES // 2
-        for index in dict.fromkeys([*crowded[:half], *self._indices[:half]]):
-            image = self._data[index].image
-            pair = [self._annotated(image, self.poses[precision][index]) for precision in ("fp32", "int8")]
+def _side_by_side(outcome: Outcome) -> Iterator[Figure]:
+    """What FP32 and INT8 see in the first evaluation pictures, and in those of them with most people."""
+    bundle, data = outcome.bundle, open_dataset(outcome.plan.evaluation)
+    indices, half = range(min(STUDIED, len(data))), SHOWN_PICTURES // 2
+    crowded = sorted(indices, key=lambda index: -len(data.people(index)))
+    with open_backend(bundle, "fp32") as fp32, open_backend(bundle, "int8") as int8:
+        estimators = [Estimator(backend, bundle.spec) for backend in (fp32, int8)]
+        for index in dict.fromkeys([*crowded[:half], *indices[:half]]):
+            image = data[index].image
+            pair = [_annotated(image, estimate(image), bundle.spec) for estimate in estimators]
             yield Figure(_picture(np.concatenate(pair, axis=1)), f"picture {index}: FP32 left, INT8 right")
 
-    def _annotated(self, image: U8, poses: Poses) -> U8:
-        copy: U8 = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
-        draw(copy, _enlarged(poses.above(self._spec.score_threshold), 2), self._spec.joints())
-        return copy
+
+def _annotated(image: U8, poses: Poses, spec: Spec) -> U8:
+    copy: U8 = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
+    draw(copy, _enlarged(poses.above(spec.score_threshold), 2), spec.joints())
+    return copy
 
 
 def _enlarged(poses: Poses, factor: float) -> Poses:
@@ -183,13 +187,13 @@ def _enlarged(poses: Poses, factor: float) -> Poses:
     return Poses(keypoints, poses.keypoint_scores, poses.scores, poses.boxes * np.float32(factor))
 
 
-def _plots(outcome: Outcome, study: _Study) -> list[Figure]:
+def _plots(outcome: Outcome) -> list[Figure]:
     ledger, spec = outcome.ledger, outcome.bundle.spec
     return [
         Figure(_uri(plots.accuracy(ledger)), "AP of every artefact."),
         Figure(_uri(plots.latency(ledger)), "Time a picture, all artefacts shown every picture in turns."),
         Figure(_uri(plots.per_joint(ledger, spec.joints())), "Where accuracy goes, joint by joint."),
-        Figure(_uri(plots.reliability(study.calibrations())), "Is the score the OKS it predicts?"),
+        Figure(_uri(plots.reliability(ledger)), "Is the score the OKS that the pose reaches?"),
     ]
 
 

@@ -6,11 +6,12 @@ import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import numpy as np
 import torch
+import yaml
 
 from edgepose.calibration.dataset import open_dataset
 from edgepose.compression.artefact import open_compressed
@@ -41,6 +42,13 @@ TRACE_LIMIT = Difference(score=1e-4, keypoint_px=0.01, confidence=1e-4)  # ONNX 
     "--weights", type=click.Path(path_type=Path), help="Weights to export instead of the shipped ones."
 )
 @click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Of the model's builder, such as head=dense; may be given several times.",
+)
+@click.option(
     "--compressed",
     type=click.Path(path_type=Path),
     help="Folder of `edgepose compress`: adds the INT8 views.",
@@ -56,6 +64,7 @@ def export(
     model: str | None,
     out: Path | None,
     weights: Path | None,
+    options: tuple[str, ...],
     compressed: Path | None,
     linted: Path | None,
     trt: str,
@@ -73,15 +82,29 @@ def export(
         return
     if model is None or out is None:
         raise click.UsageError("give MODEL and --out, or --lint FILE")
-    if compressed is not None and weights is not None:
-        raise click.UsageError("--compressed has its graph already; leave out --weights")
-    spec = spec_of(model)
-    parts = _compressed_parts(spec, compressed) if compressed is not None else _fp32_parts(spec, weights)
+    if compressed is not None and (weights is not None or options):
+        raise click.UsageError("--compressed has its graph already; leave out --weights and --option")
+    if compressed is not None:
+        parts = _compressed_parts(model, compressed)
+    else:
+        parts = _fp32_parts(model, weights, dict(map(_option, options)))
     _report(assemble(parts, out), as_json)
 
 
-def _fp32_parts(spec: Spec, weights: Path | None) -> Parts:
-    model, origin = load_model(spec.model, weights)
+def _option(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value in YAML."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.UsageError(f"--option {text!r}: write NAME=VALUE, such as head=dense")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise click.UsageError(f"--option {text!r}: its value is no valid YAML") from error
+
+
+def _fp32_parts(name: str, weights: Path | None, options: dict[str, Any]) -> Parts:
+    model, origin = load_model(name, weights, options)
+    spec = spec_of(name, cast(Any, model).config.size)
     frames = _frames(spec)
     images = [normalise(frame, spec) for frame in frames]
     traced = trace(model, spec)
@@ -91,12 +114,12 @@ def _fp32_parts(spec: Spec, weights: Path | None) -> Parts:
     return Parts(spec, {"pose": graph}, {}, frames, made)
 
 
-def _compressed_parts(spec: Spec, folder: Path) -> Parts:
+def _compressed_parts(name: str, folder: Path) -> Parts:
     found = open_compressed(folder)
-    if found.spec.model != spec.model:
-        raise EdgeposeError(f"{folder}: holds a {found.spec.model}, not a {spec.model}")
+    if found.spec.model != name:
+        raise EdgeposeError(f"{folder}: holds a {found.spec.model}, not a {name}")
     source = found.provenance
-    origin = {name: source[name] for name in ("weights", "weights_sha256")}
+    origin = {key: value for key, value in source.items() if key in ("weights", "weights_sha256", "options")}
     made = _provenance(origin, ("onnx", "onnxruntime"), source["simplified"])
     made["versions"] = source["versions"] | found.versions | made["versions"]
     made["calibration_sha256"] = found.calibration["sha256"]
@@ -125,7 +148,7 @@ def _require_same_as_torch(
         )
 
 
-def _provenance(weights: dict[str, str], libraries: tuple[str, ...], simplified: str) -> dict[str, Any]:
+def _provenance(weights: dict[str, Any], libraries: tuple[str, ...], simplified: str) -> dict[str, Any]:
     return {
         **weights,
         "versions": {name: version(name) for name in ("edgepose", *libraries)},

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from edgepose.calibration.dataset import open_dataset
-from edgepose.calibration.ledger import Gates, joints_table, table
+from edgepose.calibration.ledger import Gates, joints_table, quality_table, table
 from edgepose.export.verification import Sources, artefacts, ledger_of, run_all, with_ledger
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError, GateFailed
@@ -41,6 +41,12 @@ DEFAULT_DATA = "synthetic:count=300,seed=7"
 @click.option(
     "--max-drift", default=1.0, show_default=True, help="Gate: median keypoint drift, pixels of the input."
 )
+@click.option(
+    "--max-duplicates",
+    default=1.0,
+    show_default=True,
+    help="Gate: more duplicates than FP32 has, in % of the people.",
+)
 @click.option("--min-ap", type=float, help="Gate: points of AP that the FP32 model itself must reach.")
 @click.option("--threads", default=1, show_default=True, help="CPU threads of every artefact.")
 @click.option("--per-joint", is_flag=True, help="Also print the OKS of every joint.")
@@ -53,6 +59,7 @@ def verify(
     min_height: float,
     max_ap_loss: float,
     max_drift: float,
+    max_duplicates: float,
     min_ap: float | None,
     threads: int,
     per_joint: bool,
@@ -69,7 +76,8 @@ def verify(
         raise EdgeposeError(
             f"{data}: its joints are {dataset.skeleton.name}, the bundle's {opened.spec.skeleton}"
         )
-    gates = Gates(max_ap_loss / 100, max_drift, None if min_ap is None else min_ap / 100)
+    least = None if min_ap is None else min_ap / 100
+    gates = Gates(max_ap_loss / 100, max_drift, least, max_duplicates / 100)
     sources = Sources(opened, weights or models.shipped_weights(opened.spec.model), compressed, threads)
     with artefacts(sources) as found:
         ledger = ledger_of(run_all(found, dataset), dataset, opened.spec, gates, min_height)
@@ -77,8 +85,9 @@ def verify(
     if as_json:
         print(json.dumps(ledger.to_dict(), indent=1))
     else:
-        console = Console(file=sys.stdout)
+        console = Console(file=sys.stdout, width=100)  # narrower, in a pipe, figures would be cut
         console.print(table(ledger))
+        console.print(quality_table(ledger))
         if per_joint:
             console.print(joints_table(ledger, opened.spec.joints().joints))
     if failures := ledger.verdict():

@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -17,6 +17,7 @@ import torch
 
 from edgepose.calibration.dataset import Dataset
 from edgepose.calibration.ledger import Gates, Latency, Ledger, Row
+from edgepose.calibration.quality import assess
 from edgepose.calibration.sample import Person
 from edgepose.calibration.score import bootstrap_difference, evaluate, keypoint_drift
 from edgepose.compression.artefact import open_compressed
@@ -156,12 +157,12 @@ def _row(
         drift=drift,
         latency=Latency.of(run.seconds),
         size_bytes=run.artefact.size_bytes,
+        quality=assess(truth, run.poses, spec.joints(), min_height_px),
     )
 
 
 def _with_interval(row: Row, baseline: Row) -> Row:
-    difference = bootstrap_difference(row.score, baseline.score)
-    return Row(row.stage, row.score, row.drift, difference, row.latency, row.size_bytes)
+    return replace(row, difference=bootstrap_difference(row.score, baseline.score))
 
 
 def environment() -> dict[str, str]:

@@ -45,6 +45,12 @@ class OnnxRuntimeBackend:
             raise EdgeposeError(f"{path.name}: ONNX Runtime cannot load it: {error}") from error
         self._names = [output.name for output in self._session.get_outputs()]
 
+    @property
+    def inputs(self) -> dict[str, tuple[int | None, ...]]:
+        """Shapes by name; None where the size is open, as the batch is."""
+        found = self._session.get_inputs()
+        return {i.name: tuple(n if isinstance(n, int) else None for n in i.shape) for i in found}
+
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name."""
         return dict(zip(self._names, self._session.run(None, dict(feeds)), strict=True))

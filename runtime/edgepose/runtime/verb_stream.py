@@ -68,7 +68,11 @@ _SWITCH_S = 0.001
 @click.option("--poses", "poses_target", metavar="FILE|-", help="JSON lines of all poses; `-` is stdout.")
 @click.option("--fps", type=click.IntRange(1, FASTEST), help="At most so many frames per second.")
 @click.option("--size", "size_text", metavar="WxH", help="Size of the stream; the source's by default.")
-@click.option("--threshold", type=click.FloatRange(0, 1), help="Least expected OKS; the bundle's by default.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="Least expected OKS: 0.5 keeps poses expected to reach OKS 0.5. The bundle's by default.",
+)
 @click.option(
     "--user",
     "user_text",

@@ -23,7 +23,7 @@ from edgepose.training.average import Average
 from edgepose.training.batch import Batch, People
 from edgepose.training.checkpoint import Progress, load_checkpoint, save_checkpoint, save_tensors
 from edgepose.training.data import Pictures, batches, spec_of
-from edgepose.training.models import build, load_published, shipped_weights
+from edgepose.training.models import build, load_backbone, load_published, shipped_weights
 from edgepose.training.models.qrpose.losses import Loss, Weights
 from edgepose.training.models.qrpose.network import QrPose, Raw
 from edgepose.training.models.qrpose.targets import Chooser, assign
@@ -97,6 +97,8 @@ class Trainer:
         self.fabric.launch()
         self.first = self.fabric.global_rank == 0  # of the processes: the one that writes and prints
         self.model = self.fresh_model()
+        if recipe.backbone is not None:
+            load_backbone(self.model, recipe.backbone)
         if recipe.initial is not None:
             load_published(self.model, _initial(recipe.model, recipe.initial))
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half the time on CPUs
@@ -113,8 +115,8 @@ class Trainer:
 
     def fresh_model(self) -> QrPose:
         """The recipe's network, randomly initialised."""
-        recipe, network = self.recipe, self.recipe.network
-        options = {"kqe": network.kqe, "pqe": network.pqe, "pqe_detach": network.pqe_detach}
+        recipe = self.recipe
+        options = recipe.network.model_dump(exclude_none=True)
         return cast(QrPose, build(recipe.model, size=(recipe.size, recipe.size), **options))
 
     def resume(self) -> None:
@@ -153,7 +155,7 @@ class Trainer:
             group["lr"] = rate_at(step, schedule)
         device = self.model.grid.device
         people = People(*(value.to(device) for value in batch.people))
-        targets = assign(people, self.model.grid)
+        targets = assign(people, self.model.grid, self.recipe.loss.radius)
         generator = torch.Generator().manual_seed(
             (self.recipe.seed * MANY + step) * MANY + self.fabric.global_rank
         )

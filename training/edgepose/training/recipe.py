@@ -35,8 +35,10 @@ class Section(BaseModel):
 
 
 class Network(Section):
-    """What can be switched off in a QR-Pose network."""
+    """What can be changed in a QR-Pose network."""
 
+    depth: Literal[18, 34] | None = None  # of qrpose_edge's ResNet; null: the model's own
+    joint_channels: PositiveInt | None = None  # of each joint's features; null: the model's own
     kqe: bool = True
     pqe: bool = True
     pqe_detach: bool = True
@@ -68,6 +70,7 @@ class LossSection(Section):
     """Weights of the loss terms (specs/qrpose.md section 6) and what the score learns."""
 
     target: Literal["oks", "gauss", "oks_gauss"] = "oks"
+    radius: Annotated[int, Field(ge=0)] = 1  # map pixels around a person's centre that regress the pose
     score: NonNegative = 1.0
     coarse_score: NonNegative = 0.5
     offset: NonNegative = 1.0
@@ -100,6 +103,7 @@ class Recipe(Section):
     size: Annotated[int, Field(ge=64, le=1024, multiple_of=32)] = 256  # pixels of the square input
     seed: Annotated[int, Field(ge=0)] = 0
     initial: str | None = None  # weights to start from: a file, or "shipped"; null: random
+    backbone: str | None = None  # a file of ImageNet weights for the backbone alone
     # Data-parallel processes: one for each GPU, or for each core of a CPU, where two of one thread get
     # through twice the pictures of one of two threads. Each takes `schedule.batch` pictures a step.
     processes: PositiveInt = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,17 @@ from torch import Tensor, nn
 
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.training.models import qrpose
+from edgepose.training.models.backbones.body import Body
 from edgepose.training.models.weights import read_weights
 
 # In one place (DESIGN.md: tables, not registries). Each builder checks its own options.
-BUILDERS: dict[str, Callable[..., nn.Module]] = {"qrpose_tiny": qrpose.build_tiny}
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "qrpose_tiny": partial(qrpose.build, "qrpose_tiny"),
+    "qrpose_edge": qrpose.build_edge,
+    "qrpose_hrnet32": partial(qrpose.build, "qrpose_hrnet32"),
+    "qrpose_hrnet48": partial(qrpose.build, "qrpose_hrnet48"),
+    "qrpose_dla34": partial(qrpose.build, "qrpose_dla34"),
+}
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 
@@ -48,15 +56,40 @@ def load_published(model: nn.Module, checkpoint: str | Path) -> None:
     """
     path = Path(checkpoint)
     loaded = read_weights(path)
-    expected = model.state_dict()
-    problems = [*_differences(expected, loaded)]
+    _require_fit(path, model.state_dict(), loaded, "model", "this model and these options")
+    model.load_state_dict(loaded)
+
+
+def load_backbone(model: nn.Module, checkpoint: str | Path) -> None:
+    """Start the model's backbone from published ImageNet weights, strictly; its neck and heads stay random.
+
+    Reads the files of torchvision's ResNet, of HRNet (classification) and of DLA, but for their classifier.
+    Raises EdgeposeError when the file does not fit or cannot be read, or when no weights fit the backbone.
+    """
+    path = Path(checkpoint)
+    body = getattr(model.get_submodule("backbone"), "body", None)
+    if not isinstance(body, Body):
+        raise EdgeposeError(
+            f"{path}: there are no published weights for this model's backbone; start without"
+        )
+    loaded = {key: value for key, value in read_weights(path).items() if not key.startswith(body.surplus)}
+    # Counters that a normalisation of fixed momentum never reads; files before PyTorch 0.4 have none.
+    counters = {key: value for key, value in body.state_dict().items() if key.endswith("num_batches_tracked")}
+    loaded = {**counters, **loaded}
+    _require_fit(path, body.state_dict(), loaded, "backbone", "this backbone")
+    body.load_state_dict(loaded)
+
+
+def _require_fit(
+    path: Path, expected: dict[str, Tensor], loaded: dict[str, Tensor], part: str, right: str
+) -> None:
+    problems = _differences(expected, loaded)
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise EdgeposeError(
-            f"{path}: these weights are of another model: {'; '.join(problems[:3])}{more}; "
-            "name the file that was trained with this model and these options"
+            f"{path}: these weights are of another {part}: {'; '.join(problems[:3])}{more}; "
+            f"name the file that was trained with {right}"
         )
-    model.load_state_dict(loaded)
 
 
 def _differences(expected: dict[str, Tensor], loaded: dict[str, Tensor]) -> list[str]:

@@ -11,7 +11,8 @@ class Body(nn.Module):
     Its state dict has the names of the published weights, so that these load as they are.
     """
 
-    surplus: tuple[str, ...] = ("fc.",)  # what else a published file holds, by prefix: classifiers and the like
+    # What else a published file holds, by prefix: a classifier and the like.
+    surplus: tuple[str, ...] = ("fc.",)
 
     def __init__(self, widths: tuple[int, int, int, int]) -> None:
         super().__init__()

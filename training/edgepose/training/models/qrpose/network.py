@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from edgepose.training.models.backbones import build_backbone
 from edgepose.training.models.backbones.residual_pyramid import ResidualPyramid
 from edgepose.training.models.blocks import conv_bn, conv_bn_relu
 from edgepose.training.models.qrpose import deploy
@@ -41,7 +42,8 @@ Sampler = Callable[[Tensor, Tensor], Tensor]
 class Config:
     """What a QR-Pose network is made of. K joints; sizes in pixels of the network input."""
 
-    widths: tuple[int, int, int, int, int] = (16, 24, 48, 72, 96)
+    backbone: Literal["pyramid", "resnet18", "resnet34", "hrnet32", "hrnet48", "dla34"] = "pyramid"
+    widths: tuple[int, int, int, int, int] = (16, 24, 48, 72, 96)  # of the pyramid; the others have their own
     channels: int = 48  # C, of the shared map
     instance_channels: int = 48  # of the instance branch, which only the score reads
     joint_channels: int = 8  # c, of each joint's features
@@ -77,6 +79,9 @@ class Queries(NamedTuple):
 
     semantics: Tensor  # (B, K*c*Q, h, w) for Q queries a joint
     spacing: Tensor  # (B, 1, h, w) map pixels between neighbouring queries
+
+
+Read = Callable[[Tensor, float], Queries]  # around offsets (B, 2K, h, w), with a reach
 
 
 class Heads(NamedTuple):
@@ -141,7 +146,11 @@ class QrPose(nn.Module):
         self.config = config
         channels, joints = config.channels, config.joints
         width = joints * config.joint_channels
-        self.backbone = ResidualPyramid(config.widths, channels)
+        self.backbone: nn.Module = (
+            ResidualPyramid(config.widths, channels)
+            if config.backbone == "pyramid"
+            else build_backbone(config.backbone, channels)
+        )
         instance = config.instance_channels
         self.inst = nn.Sequential(conv_bn_relu(channels, instance), conv_bn_relu(instance, instance))
         # The paper's K branches are one grouped convolution: the same function in one node.
@@ -228,9 +237,7 @@ class QrPose(nn.Module):
         semantics = sample(joints, positions.flatten(1, 2))  # (B, K*c, Q*P, 1)
         return Queries(semantics.reshape(B, -1, h, w), spacing.reshape(B, 1, h, w))
 
-    def heads(
-        self, instance: Tensor, joints: Tensor, coarse: Tensor, read: Callable[[Tensor, float], Queries]
-    ) -> Heads:
+    def heads(self, instance: Tensor, joints: Tensor, coarse: Tensor, read: Read) -> Heads:
         """All pointwise layers (sections 4.3 to 4.5); `read` tells what lies around given offsets."""
         offsets, known = coarse, joints
         for look, reach in zip(self.looks, self.config.reaches, strict=bool(self.looks)):

@@ -11,7 +11,7 @@ from torch import Tensor
 from edgepose.training.batch import People
 from edgepose.training.models.qrpose.network import Choice
 
-RADIUS = 1  # map pixels: 3x3 positives, still inside one 5x5 peak window
+RADIUS = 1  # map pixels: 3x3 positives, nine times the poses to learn from, inside one 5x5 peak window
 RADIUS_IOU = 0.7  # a box whose corners move by the Gaussian's radius keeps this overlap
 HEATMAP_SIGMA = 1.5  # map pixels
 HINT_NOISE = (
@@ -33,8 +33,8 @@ class Targets(NamedTuple):
     counts: Tensor  # (B, H*W) 0 where the background is to be ignored, else 1
 
 
-def assign(people: People, grid: Tensor) -> Targets:
-    """Targets for the map whose pixels are `grid` (H*W, 2) x, y.
+def assign(people: People, grid: Tensor, radius: int = RADIUS) -> Targets:
+    """Targets for the map whose pixels are `grid` (H*W, 2) x, y; positives are within `radius` of a centre.
 
     Raises nothing: a batch without people gives an empty assignment.
     """
@@ -42,7 +42,7 @@ def assign(people: People, grid: Tensor) -> Targets:
     valid = people.valid & people.labelled.any(-1)
     count = people.labelled.sum(-1, keepdim=True).clamp(min=1)
     centres = ((joints * people.labelled[..., None]).sum(2) / count).floor()
-    near = (grid - centres[:, :, None]).abs().amax(-1) <= RADIUS  # (B, P, H*W)
+    near = (grid - centres[:, :, None]).abs().amax(-1) <= radius  # (B, P, H*W)
     # An overlap belongs to the smaller person.
     size = torch.where(near & valid[..., None], area[..., None], torch.inf)
     smallest, owner = size.min(1)
@@ -71,10 +71,10 @@ def _spread(joints: Tensor, labelled: Tensor) -> Tensor:
     high = joints.masked_fill(hidden, -torch.inf).amax(2)
     low = joints.masked_fill(hidden, torch.inf).amin(2)
     sides = (high - low).clamp(min=1).nan_to_num(1.0, neginf=1.0)
-    return (2 * radius(sides[..., 0], sides[..., 1]) + 1) / 6
+    return (2 * corner_radius(sides[..., 0], sides[..., 1]) + 1) / 6
 
 
-def radius(width: Tensor, height: Tensor) -> Tensor:
+def corner_radius(width: Tensor, height: Tensor) -> Tensor:
     """How far both corners of a box may move so that it keeps RADIUS_IOU.
 
     Of CornerNet's three cases (the box grows, shrinks or is shifted) shrinking always allows the least:

@@ -1,0 +1,74 @@
+"""`edgepose bench`: graphs against each other, timed in turns."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from edgepose.runtime.backend import CPU_VIEWS
+from edgepose.runtime.backend_onnxruntime import OnnxRuntimeBackend
+from edgepose.runtime.bench import Timing, alternate
+from edgepose.runtime.bundle import Bundle
+from edgepose.runtime.errors import EdgeposeError
+
+
+@click.command()
+@click.argument("graphs", nargs=-1, required=True)
+@click.option("--rounds", type=click.IntRange(3), default=30, show_default=True, help="Runs of each graph.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Pictures a run.")
+@click.option("--threads", type=click.IntRange(0), default=1, show_default=True, help="0: as many as cores.")
+@click.option("--json", "as_json", is_flag=True, help="Print the timings as JSON.")
+def bench(graphs: tuple[str, ...], rounds: int, batch: int, threads: int, as_json: bool) -> None:
+    """Time GRAPHS in turns on ONNX Runtime's CPU, the first one being the measure of the others.
+
+    A graph is an ONNX file, or a bundle's precision: BUNDLE:fp32, BUNDLE:int8. Every round runs all of them,
+    so the ratios hold on a busy machine too.
+    """
+    if len(set(graphs)) < len(graphs):
+        raise EdgeposeError("a graph is named twice; name each one once")
+    with ExitStack() as stack:
+        candidates = {}
+        for name in graphs:
+            backend = stack.enter_context(OnnxRuntimeBackend(graph_file(name), threads))
+            generator = np.random.default_rng(0)
+            feeds = {
+                key: generator.standard_normal([size or batch for size in shape], np.float32)
+                for key, shape in backend.inputs.items()
+            }
+            candidates[name] = partial(backend.run, feeds)
+        timings = alternate(candidates, rounds)
+    if as_json:
+        rows = [timing.to_dict() for timing in timings]
+        click.echo(
+            json.dumps({"rounds": rounds, "batch": batch, "threads": threads, "graphs": rows}, indent=1)
+        )
+    else:
+        Console().print(_table(timings))
+
+
+def graph_file(name: str) -> Path:
+    """The ONNX file that `name` means. Raises EdgeposeError when there is none."""
+    place, _, precision = name.rpartition(":")
+    if precision in CPU_VIEWS and place:
+        return Bundle.open(Path(place)).graph("pose", CPU_VIEWS[precision])
+    path = Path(name)
+    if not path.is_file():
+        raise EdgeposeError(
+            f"{name}: no such ONNX file; name one, or a bundle's precision such as build/demo/bundle:int8"
+        )
+    return path
+
+
+def _table(timings: list[Timing]) -> Table:
+    table = Table("graph", "median ms", "95 % ms", "time to the first", "middle half")
+    for timing in timings:
+        figures = (f"{timing.p50_ms:.2f}", f"{timing.p95_ms:.2f}", f"× {timing.ratio:.3f}")
+        table.add_row(timing.name, *figures, f"{timing.low:.3f} .. {timing.high:.3f}")
+    return table
