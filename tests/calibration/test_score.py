@@ -23,7 +23,6 @@ from edgepose.calibration.score import (
     bootstrap_difference,
     evaluate,
     keypoint_drift,
-    score_calibration,
 )
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.poses import Poses, boxes_of
@@ -347,30 +346,3 @@ def test_drift_counts_who_disappears_and_says_nothing_about_nobody() -> None:
     assert (drift.p50_px, drift.matched, drift.lost, drift.extra) == (None, 0, 1, 0)
     far = keypoint_drift([of(keypoints, [0.9])], [of(keypoints + 500, [0.9])], COCO17)
     assert (far.matched, far.lost, far.extra) == (0, 1, 1)
-
-
-def test_score_calibration_knows_an_honest_score() -> None:
-    truth, poses = a_run(8, 20)
-    honest = [
-        replace(
-            p,
-            scores=np.array(
-                [
-                    max(
-                        (
-                            oks(k[None], q, COCO17.sigma_array())[0]
-                            for q in people
-                            if not q.crowd and q.visibility.any()
-                        ),
-                        default=0,
-                    )
-                    for k in p.keypoints
-                ],
-                np.float32,
-            ),
-        )
-        for people, p in zip(truth, poses, strict=True)
-    ]
-    assert score_calibration(truth, honest, COCO17).error < 1e-6
-    boastful = [replace(p, scores=np.ones(len(p), np.float32)) for p in honest]
-    assert score_calibration(truth, boastful, COCO17).error > 0.2

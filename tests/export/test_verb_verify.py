@@ -43,6 +43,9 @@ def test_the_ledger_is_printed_and_put_into_the_bundle(bundle: Path, capsys) -> 
     assert [row.stage for row in ledger.rows] == ["torch FP32", "ONNX FP32 (CPU)"]
     assert ledger.rows[1].drift.p95_px < 0.05
     assert ledger.rows[1].score.ap == pytest.approx(ledger.rows[0].score.ap, abs=1e-6)
+    assert ledger.rows[1].quality is not None
+    assert ledger.rows[0].quality is not None
+    assert ledger.rows[1].quality.rho == pytest.approx(ledger.rows[0].quality.rho, abs=1e-3)
 
 
 def test_a_failed_gate_exits_1_and_still_writes_the_ledger(bundle: Path, capsys) -> None:

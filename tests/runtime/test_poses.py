@@ -22,7 +22,7 @@ def outputs(scores: list[float]) -> dict[str, np.ndarray]:
 
 def test_decoding_sorts_by_score_and_leaves_empty_slots_out() -> None:
     out = outputs([0.2, 0.0, 0.9])
-    poses = DECODERS["qrpose"](out, Letterbox(1.0, 1.0, 256, 256))
+    poses = DECODERS["qrpose"](out, Letterbox(1.0, 1.0, 256, 256), COCO17)
     np.testing.assert_array_equal(poses.scores, np.array([0.9, 0.2], np.float32))
     np.testing.assert_array_equal(poses.keypoints[0], out["keypoints"][0, 2])
     np.testing.assert_array_equal(poses.boxes[1], [0, 1, 32, 33])
@@ -30,7 +30,7 @@ def test_decoding_sorts_by_score_and_leaves_empty_slots_out() -> None:
 
 def test_decoding_goes_back_through_the_letterbox() -> None:
     out = outputs([0.5])
-    poses = DECODERS["qrpose"](out, Letterbox.fit((512, 512), (256, 256)))
+    poses = DECODERS["qrpose"](out, Letterbox.fit((512, 512), (256, 256)), COCO17)
     np.testing.assert_allclose(poses.keypoints[0], out["keypoints"][0, 0] * 2 + 0.5)
 
 

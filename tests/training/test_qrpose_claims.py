@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 
 from edgepose.calibration.dataset import open_dataset
 from edgepose.calibration.oks import oks_matrix
-from edgepose.calibration.quality import assess
+from edgepose.calibration.quality import assess, spearman
 from edgepose.calibration.score import Interval, evaluate
 from edgepose.runtime.poses import Poses
 from edgepose.training import claims
@@ -169,3 +170,43 @@ def test_the_table_has_a_row_for_each_outcome() -> None:
     lines = table(found, judged(found)).splitlines()
     assert sum(line.startswith(("| cir |", "| gauss |", "| no_kqe")) for line in lines) == len(found)
     assert all(line.count("|") == lines[0].count("|") for line in lines[: len(found) + 2])
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """CIR and Gaussian scores, trained for about two minutes side by side."""
+    out, base = tmp_path_factory.mktemp("smoke"), open_recipe(claims.BASE)
+    short = base.model_copy(
+        update={
+            "schedule": base.schedule.model_copy(update={"steps": 220, "batch": 8}),
+            "data": base.data.model_copy(
+                update={
+                    "train": "synthetic:count=1200,seed=31,size=128",
+                    "validation": "synthetic:count=200,seed=32,size=128",
+                }
+            ),
+        }
+    )
+    recipes = {arm: recipe_of(short, arm, 0) for arm in ("cir", "gauss")}
+    with ThreadPoolExecutor(2) as pool:
+        weights = pool.map(claims.train, recipes.values(), (out / arm for arm in recipes))
+    scored = zip(recipes.items(), weights, strict=True)
+    return {arm: outcomes_of(recipe, arm, file)[0] for (arm, recipe), file in scored}
+
+
+@pytest.mark.timeout(900)
+def test_two_minutes_of_training_show_the_direction(smoke: dict[str, Outcome]) -> None:
+    """S1 to S5 of specs/qrpose-evaluation.md."""
+    cir, gauss = smoke["cir"].quality, smoke["gauss"].quality
+    for quality in (cir, gauss):
+        print(quality.rho, quality.mae, quality.ap_gap, quality.matched)
+    assert cir.mae is not None
+    assert gauss.mae is not None
+    assert cir.mae < gauss.mae
+    assert cir.pairs is not None
+    found = cir.pairs.matched()
+    assert found.oks.mean() > 0.2
+    shuffled = np.random.default_rng(0).permutation(found.scores)
+    control = spearman(shuffled, found.oks)
+    assert control is not None
+    assert abs(control) < 0.1

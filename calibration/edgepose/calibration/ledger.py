@@ -17,6 +17,7 @@ from edgepose.calibration.score import Drift, Interval, Score
 from edgepose.runtime.errors import EdgeposeError
 
 VERSION = 1
+CHANCE_DUPLICATES = 2  # more of them say nothing: on a few people a share would be less than one
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +171,12 @@ def _duplicate_failures(row: Row, baseline: Row, gates: Gates) -> list[str]:
     if row.quality is None or baseline.quality is None:
         return []
     found, before, people = row.quality.duplicates, baseline.quality.duplicates, baseline.score.people
-    allowed = before + gates.max_more_duplicates * people
+    allowed = before + max(CHANCE_DUPLICATES, int(gates.max_more_duplicates * people))
     if found <= allowed:
         return []
     return [
-        f"{row.stage}: {found} duplicates (poses of a person already found), {int(allowed)} are allowed: "
-        f"{before} of the baseline and {100 * gates.max_more_duplicates:g} % of {people} people"
+        f"{row.stage}: {found} duplicates (poses of a person already found), {allowed} are allowed: "
+        f"{before} of the baseline and {allowed - before} more among {people} people"
     ]
 
 

@@ -1,28 +1,14 @@
-"""Object keypoint similarity: how close two poses are, in units of how precisely people label each joint."""
+"""Object keypoint similarity of poses and labelled people."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from edgepose.calibration.sample import Person
+from edgepose.runtime.oks import F64, similarity
 from edgepose.runtime.poses import F32
-
-F64 = npt.NDArray[np.float64]
-
-# COCO adds the smallest step above 1 to the area, so that an empty area divides.
-EPSILON = np.spacing(1.0)
-
-
-def similarity(offsets: F64, area: float | F64, sigmas: F64) -> F64:
-    """exp(-d² / (2 s² k²)) with k = 2 sigma, s² = area: offsets (..., K, 2) in pixels -> (..., K) in 0..1.
-
-    COCO keypoint evaluation, "Object Keypoint Similarity".
-    """
-    squared = (offsets.astype(np.float64) ** 2).sum(axis=-1)
-    return np.asarray(np.exp(-squared / (2 * sigmas) ** 2 / (np.asarray(area) + EPSILON) / 2))
 
 
 def joint_terms(keypoints: F32, person: Person, sigmas: F64) -> F64:

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgepose.calibration.oks import F64, oks_matrix
+from edgepose.calibration.oks import oks_matrix
 from edgepose.calibration.sample import Person
 from edgepose.calibration.score import MAX_POSES, Bools, Interval, Ints, evaluate
+from edgepose.runtime.oks import F64
 from edgepose.runtime.poses import Poses
 from edgepose.runtime.skeleton import Skeleton
 

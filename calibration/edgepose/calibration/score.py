@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from edgepose.calibration.oks import F64, joint_terms, oks_matrix, similarity
+from edgepose.calibration.oks import joint_terms, oks_matrix
 from edgepose.calibration.sample import Person
 from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.oks import F64, similarity
 from edgepose.runtime.poses import F32, Poses
 from edgepose.runtime.skeleton import Skeleton
 
@@ -284,7 +285,7 @@ def _per_joint(
 
 
 class Interval(NamedTuple):
-    """A bootstrap interval of a difference in AP."""
+    """A bootstrap interval of a difference."""
 
     low: float
     high: float
@@ -383,35 +384,3 @@ def _pair(before: Poses, after: Poses, sigmas: F64) -> list[tuple[int, int]]:
         pairs.append((i, j))
         similar[i, :] = similar[:, j] = -1
     return pairs
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreCalibration:
-    """Whether a pose's score is the OKS it reaches: per bin of the score, and on the whole."""
-
-    predicted: tuple[float | None, ...]  # mean score per bin, None where the bin is empty
-    actual: tuple[float | None, ...]  # mean OKS with the nearest person
-    counts: tuple[int, ...]
-    error: float  # expected calibration error: mean of |predicted - actual|, weighted by the counts
-
-
-def score_calibration(
-    truth: Sequence[Sequence[Person]], poses: Sequence[Poses], skeleton: Skeleton, bins: int = 10
-) -> ScoreCalibration:
-    """Compare each pose's score with its OKS to the most similar labelled person (0 without one)."""
-    pictures = list(_pictures(truth, poses, skeleton.sigma_array(), 0.0))
-    scores = np.concatenate([np.zeros(0), *(p.poses.scores.astype(np.float64) for p in pictures)])
-    reached = np.concatenate([np.zeros(0), *(p.oks[:, ~p.hidden].max(axis=1, initial=0.0) for p in pictures)])
-    cell = np.clip((scores * bins).astype(int), 0, bins - 1)
-    counts = np.bincount(cell, minlength=bins)
-    safe = np.maximum(counts, 1)
-    predicted = np.bincount(cell, scores, minlength=bins) / safe
-    actual = np.bincount(cell, reached, minlength=bins) / safe
-    error = float((np.abs(predicted - actual) * counts).sum() / max(counts.sum(), 1))
-    return ScoreCalibration(
-        _filled(predicted, counts), _filled(actual, counts), tuple(counts.tolist()), error
-    )
-
-
-def _filled(values: F64, counts: Ints) -> tuple[float | None, ...]:
-    return tuple(float(v) if n else None for v, n in zip(values, counts, strict=True))

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from edgepose.calibration.ledger import table
+from edgepose.calibration.ledger import quality_table, table
 from edgepose.export import demo as chain
 from edgepose.export.report import failures, stream_sentence, watch_lines, write_report
 from edgepose.runtime.errors import GateFailed
@@ -69,6 +69,7 @@ def _figures(outcome: chain.Outcome, failed: list[str], report: str) -> dict[str
 def _summary(outcome: chain.Outcome, report: Path, seconds: float) -> None:
     console = Console(width=100, highlight=False)
     console.print(table(outcome.ledger))
+    console.print(quality_table(outcome.ledger))
     console.print(stream_sentence(outcome.streamed))
     server = outcome.streamed.summary
     console.print(

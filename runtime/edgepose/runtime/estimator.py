@@ -23,4 +23,4 @@ class Estimator:
         """All poses of a (H, W, 3) BGR frame, best first, in pixels of that frame."""
         images, box = prepare(frame, self._spec)
         outputs = cast(Mapping[str, F32], self._backend.run({"images": images}))
-        return DECODERS[self._spec.family](outputs, box)
+        return DECODERS[self._spec.family](outputs, box, self._spec.joints())

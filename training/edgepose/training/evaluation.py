@@ -21,7 +21,7 @@ def poses_in(model: nn.Module, image: U8, spec: Spec) -> Poses:
     images, box = prepare(image, spec)
     outputs = model(torch.from_numpy(images))
     arrays = {name: np.asarray(value.numpy(), np.float32) for name, value in outputs.items()}
-    return DECODERS[spec.family](arrays, box)
+    return DECODERS[spec.family](arrays, box, spec.joints())
 
 
 def score_model(model: nn.Module, dataset: Dataset, spec: Spec, min_height_px: float = 48.0) -> Score:

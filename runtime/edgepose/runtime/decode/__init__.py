@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from edgepose.runtime.decode import qrpose
 from edgepose.runtime.poses import F32, Poses
 from edgepose.runtime.preprocess import Letterbox
+from edgepose.runtime.skeleton import Skeleton
 
-Decoder = Callable[[Mapping[str, F32], Letterbox], Poses]
+Decoder = Callable[[Mapping[str, F32], Letterbox, Skeleton], Poses]
 
 # One reader per model family (DESIGN.md: tables, not registries).
 DECODERS: dict[str, Decoder] = {"qrpose": qrpose.decode}

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edgepose.runtime.oks import suppress
 from edgepose.runtime.poses import F32, Poses, boxes_of
 from edgepose.runtime.preprocess import Letterbox
+from edgepose.runtime.skeleton import Skeleton
 
 
-def decode(outputs: Mapping[str, F32], box: Letterbox) -> Poses:
-    """Poses of one image (batch 1), best first; empty slots (score 0) are left out.
+def decode(outputs: Mapping[str, F32], box: Letterbox, skeleton: Skeleton) -> Poses:
+    """Poses of one image (batch 1), best first, without empty slots (score 0) and without duplicates.
 
     `outputs`: scores (1, N), keypoints (1, N, K, 2) in network pixels, keypoint_scores (1, N, K).
     """
     scores = outputs["scores"][0]
-    order = (-scores).argsort(kind="stable")
-    order = order[scores[order] > 0]
-    keypoints = box.to_source(outputs["keypoints"][0][order])
-    return Poses(keypoints, outputs["keypoint_scores"][0][order], scores[order], boxes_of(keypoints))
+    taken = scores > 0
+    keypoints = box.to_source(outputs["keypoints"][0][taken])
+    poses = Poses(keypoints, outputs["keypoint_scores"][0][taken], scores[taken], boxes_of(keypoints))
+    return suppress(poses, skeleton.sigma_array())
