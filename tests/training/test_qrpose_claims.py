@@ -197,7 +197,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
 
 @pytest.mark.timeout(900)
 def test_two_minutes_of_training_show_the_direction(smoke: dict[str, Outcome]) -> None:
-    """S2 and S5 of specs/qrpose-evaluation.md: CIR's score is nearer to the OKS; one without sense has no rank.
+    """S2 and S5 of specs/qrpose-evaluation.md: CIR's score is nearer to the OKS, shuffled ones rank nobody.
 
     S1 and S3 (ranks, AP) are not resolved by so little training on these pictures: rho .30 against .27 after
     220 steps, AP below 0.02.

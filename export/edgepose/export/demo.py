@@ -44,8 +44,8 @@ class Plan:
 
     out: Path
     model: str = "qrpose_tiny"
-    pictures: int = 300  # evaluated
-    calibration: int = 200  # pictures the quantizer sees
+    pictures: int = 200  # evaluated
+    calibration: int = 128  # pictures the quantizer sees
     received: int = 150  # frames the RTSP client reads back
     min_height_px: int = 48  # people lower than this are neither asked for nor counted
 

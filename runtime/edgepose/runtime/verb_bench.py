@@ -9,8 +9,9 @@ from pathlib import Path
 
 import click
 import numpy as np
+from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from edgepose.runtime.backend import CPU_VIEWS
 from edgepose.runtime.backend_onnxruntime import OnnxRuntimeBackend
@@ -50,7 +51,7 @@ def bench(graphs: tuple[str, ...], rounds: int, batch: int, threads: int, as_jso
             json.dumps({"rounds": rounds, "batch": batch, "threads": threads, "graphs": rows}, indent=1)
         )
     else:
-        Console().print(_table(timings))
+        Console(width=100).print(_table(timings))
 
 
 def graph_file(name: str) -> Path:
@@ -67,7 +68,9 @@ def graph_file(name: str) -> Path:
 
 
 def _table(timings: list[Timing]) -> Table:
-    table = Table("graph", "median ms", "95 % ms", "time to the first", "middle half")
+    table = Table(Column("graph", overflow="fold"), box=box.SIMPLE_HEAD)
+    for title in ("median ms", "95 % ms", "of the first's time", "middle half"):
+        table.add_column(title, justify="right")
     for timing in timings:
         figures = (f"{timing.p50_ms:.2f}", f"{timing.p95_ms:.2f}", f"× {timing.ratio:.3f}")
         table.add_row(timing.name, *figures, f"{timing.low:.3f} .. {timing.high:.3f}")
