@@ -326,7 +326,7 @@ PROFILES: dict[str, tuple[int, int, int]] = {  # input, C, c
 
 def test_profiles_have_the_sizes_of_the_spec() -> None:
     """At full size, without the numbers."""
-    assert PROFILES.keys() == BUILDERS.keys()
+    assert list(PROFILES) == [name for name in BUILDERS if name.startswith("qrpose")]
     for name, (side, channels, joint_channels) in PROFILES.items():
         network = on_meta(partial(build, name))
         config = network.config

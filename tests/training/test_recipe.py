@@ -69,3 +69,9 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     (tmp_path / "picture.yaml").write_bytes(b"\x89PNG\r\n\x1a\n\x00\xff")
     with pytest.raises(EdgeposeError, match=r"picture\.yaml: not a recipe"):
         open_recipe(str(tmp_path / "picture.yaml"))
+
+
+def test_a_model_that_no_recipe_can_train_is_refused() -> None:
+    text = shipped()["qrpose_smoke"].read_text().replace("qrpose_tiny", "sharpose_tiny_128x96")
+    with pytest.raises(EdgeposeError, match="sharpose_tiny_128x96: no recipe can train it yet; choose one of"):
+        parse_recipe(text, "mine.yaml")

@@ -239,8 +239,8 @@ def plain_tokens(network: SharPose, tokens: Tensor) -> tuple[Tensor, list[Tensor
     return network.backbone.norm(tokens), shares
 
 
-def plain_forward(network: SharPose, crop: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Coarse and fine heatmaps and the order for one crop (3, H, W), step by step after sections 2 and 3."""
+def plain_forward(network: SharPose, crop: Tensor, rows: int) -> tuple[Tensor, ...]:
+    """Coarse and fine heatmaps, quality and order for one crop (3, H, W), after sections 2 and 3."""
     b, config = network.backbone, network.config
     g0h, g0w = crop.shape[1] // 32, crop.shape[2] // 32
     half = functional.interpolate(crop[None], scale_factor=0.5, mode="bilinear", align_corners=False)
@@ -259,7 +259,8 @@ def plain_forward(network: SharPose, crop: Tensor, rows: int) -> tuple[Tensor, T
         (2 * (c // g0w) + i) * 2 * g0w + 2 * (c % g0w) + j for i in (0, 1) for j in (0, 1) for c in selected
     ]
     second, _ = plain_tokens(network, torch.cat([b.keypoint_tokens[0], sharp[fine], embedded[others]]))
-    return network.keypoint_head(tokens[1:18]), network.keypoint_head(second[:17]), order
+    quality = functional.gelu(b.quality_predictor.mlp[:7](b.quality_predictor.norm(tokens[0])))
+    return network.keypoint_head(tokens[1:18]), network.keypoint_head(second[:17]), quality, order
 
 
 @pytest.mark.parametrize("reference", [False, True])
@@ -269,9 +270,10 @@ def test_the_network_is_the_plain_one(reference: bool) -> None:
     with torch.no_grad():
         out = network(images, threshold=math.inf)
         for person, crop in enumerate(images):
-            coarse, fine, order = plain_forward(network, crop, 16 if reference else 17)
+            coarse, fine, quality, order = plain_forward(network, crop, 16 if reference else 17)
             assert torch.allclose(out["coarse_heatmaps"][person], coarse, atol=1e-5)
             assert torch.allclose(out["heatmaps"][person], fine, atol=1e-5)
+            assert out["quality"][person].item() == pytest.approx(quality.item(), abs=1e-5)
             assert torch.equal(out["region_order"][person], order)
         slip = network.backbone.coarse(images).scores
         network.backbone.config = made(reference=not reference).config
@@ -445,7 +447,9 @@ def test_wrong_options_are_named(options: dict[str, object], sentence: str) -> N
         build(TINY, **options)
 
 
-@pytest.mark.parametrize("config", [Config((100, 128), 64, 0.4), Config((96, 128), 64, 0.4, heads=5)])
+@pytest.mark.parametrize(
+    "config", [Config((100, 128), 64, 0.4, heads=4), Config((96, 128), 64, 0.4, heads=5)]
+)
 def test_sizes_must_divide(config: Config) -> None:
     with pytest.raises(EdgeposeError, match="choose sides divisible by 32, and channels by heads"):
         SharPose(config)
@@ -558,15 +562,18 @@ def test_the_authors_files_tell_alpha_and_threshold(
         (None, {}),
         ("model = dict(", {}),
         ("\0", {}),
-        ("(" * 5000, {}),
+        ("-" * 200_000 + "1", {}),
+        ("a." * 100_000 + "b", {}),
+        (f"model = dict(alpha=1{'0' * 400})", {}),
         ("model = dict(backbone=dict(alpha='0.3', qp_threshold=open('/etc/passwd')))", {}),
         (
             "model = dict(backbone=dict(alpha=0.3), head=dict(alpha=0.2, qp_threshold=1))",
             {"qp_threshold": 1.0},
         ),
         ("model = {'backbone': {'alpha': 0.25, 'qp_threshold': None}}", {"alpha": 0.25}),
-        ("model = dict(alpha=True, qp_threshold=0.5)", {"qp_threshold": 0.5}),
+        ("model = dict(alpha='0.2', qp_threshold=1)\nmodel['alpha'] = 0.3", {"qp_threshold": 1.0}),
     ],
+    ids=["none", "open", "null", "deep", "dots", "huge", "calls", "two", "dict", "text"],
 )
 def test_what_a_file_does_not_say_is_logged(
     tmp_path: Path, text: str | None, said: dict[str, float], caplog: pytest.LogCaptureFixture

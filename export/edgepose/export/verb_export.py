@@ -21,7 +21,7 @@ from edgepose.export.assemble import Parts, assemble
 from edgepose.export.execution import Difference, difference, largest, outputs_of
 from edgepose.export.lint import NEWEST_OPSET, RULES, errors, lint
 from edgepose.export.simplify import simplify
-from edgepose.export.specs import spec_of
+from edgepose.export.specs import family_of, spec_of
 from edgepose.export.trace import trace
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError, GateFailed
@@ -103,6 +103,7 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def _fp32_parts(name: str, weights: Path | None, options: dict[str, Any]) -> Parts:
+    family_of(name)  # refuse before anything is loaded
     model, origin = load_model(name, weights, options)
     spec = spec_of(name, cast(Any, model).config.size)
     frames = _frames(spec)

@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 from edgepose.runtime.drafts import draft_file
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.training.models import check_name
+from edgepose.training.models.qrpose import PROFILES
 
 RECIPES = Path(__file__).parent / "recipes"
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -120,6 +121,8 @@ class Recipe(Section):
     @classmethod
     def _known(cls, name: str) -> str:
         check_name(name)
+        if name not in PROFILES:
+            raise EdgeposeError(f"{name}: no recipe can train it yet; choose one of {', '.join(PROFILES)}")
         return name
 
     def to_yaml(self) -> str:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import nn
 
 from edgepose.runtime.errors import EdgeposeError
-from edgepose.training.models import qrpose
+from edgepose.training.models import qrpose, sharpose
 from edgepose.training.models.backbones.body import Body
-from edgepose.training.models.weights import read_weights
+from edgepose.training.models.weights import read_published, read_weights, require_fit
 
 # In one place (DESIGN.md: tables, not registries). Each builder checks its own options.
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
@@ -22,6 +22,10 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "qrpose_hrnet32": partial(qrpose.build, "qrpose_hrnet32"),
     "qrpose_hrnet48": partial(qrpose.build, "qrpose_hrnet48"),
     "qrpose_dla34": partial(qrpose.build, "qrpose_dla34"),
+    "sharpose_tiny_128x96": partial(sharpose.build, "sharpose_tiny_128x96"),
+    "sharpose_small_256x192": partial(sharpose.build, "sharpose_small_256x192"),
+    "sharpose_base_256x192": partial(sharpose.build, "sharpose_base_256x192"),
+    "sharpose_base_384x288": partial(sharpose.build, "sharpose_base_384x288"),
 }
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
@@ -49,14 +53,25 @@ def shipped_weights(name: str) -> Path:
     return path
 
 
+@runtime_checkable
+class Adopting(Protocol):
+    """A model that depends on more than weights: its authors' files tell the rest."""
+
+    def adopt(self, meta: Mapping[str, Any], path: Path) -> None:
+        """Take it from what the file at `path` says beside its weights."""
+
+
 def load_published(model: nn.Module, checkpoint: str | Path) -> None:
     """Load weights into `model`, strictly. Raises EdgeposeError when the file does not fit or cannot be read.
 
     Reads safetensors, or a torch file with a plain state dict or one under `model` or `state_dict`.
+    A SHaRPose file of its authors also sets `alpha` and the exit threshold, which are not in the weights.
     """
     path = Path(checkpoint)
-    loaded = read_weights(path)
-    _require_fit(path, model.state_dict(), loaded, "model", "this model and these options")
+    loaded, meta = read_published(path)
+    require_fit(path, model.state_dict(), loaded, "model", "this model and these options")
+    if meta is not None and isinstance(model, Adopting):
+        model.adopt(meta, path)
     model.load_state_dict(loaded)
 
 
@@ -76,28 +91,5 @@ def load_backbone(model: nn.Module, checkpoint: str | Path) -> None:
     # Counters that a normalisation of fixed momentum never reads; files before PyTorch 0.4 have none.
     counters = {key: value for key, value in body.state_dict().items() if key.endswith("num_batches_tracked")}
     loaded = {**counters, **loaded}
-    _require_fit(path, body.state_dict(), loaded, "backbone", "this backbone")
+    require_fit(path, body.state_dict(), loaded, "backbone", "this backbone")
     body.load_state_dict(loaded)
-
-
-def _require_fit(
-    path: Path, expected: dict[str, Tensor], loaded: dict[str, Tensor], part: str, right: str
-) -> None:
-    problems = _differences(expected, loaded)
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise EdgeposeError(
-            f"{path}: these weights are of another {part}: {'; '.join(problems[:3])}{more}; "
-            f"name the file that was trained with {right}"
-        )
-
-
-def _differences(expected: dict[str, Tensor], loaded: dict[str, Tensor]) -> list[str]:
-    missing = [f"{key} is missing" for key in expected if key not in loaded]
-    unexpected = [f"{key} is unexpected" for key in loaded if key not in expected]
-    shapes = [
-        f"{key} is {tuple(loaded[key].shape)}, not {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in loaded and loaded[key].shape != value.shape
-    ]
-    return missing[:2] + unexpected[:1] + missing[2:] + unexpected[1:] + shapes

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import fields
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from edgepose.runtime.errors import EdgeposeError
+from edgepose.training.models.options import configure, fields_but
 from edgepose.training.models.qrpose.network import Config, QrPose
 
 # C, c and M of specs/qrpose.md sections 4 and 7, for its input of 512 pixels.
@@ -33,32 +30,14 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 def build(name: str, **options: Any) -> QrPose:
     """A profile by name; options are the fields of `Config`, such as head="dense", but not its backbone."""
-    _check(name, options)
-    return QrPose(_config(name, options))
+    known = fields_but(Config, ("backbone",) if name == "qrpose_tiny" else ("backbone", "widths"))
+    return QrPose(configure(Config, name, PROFILES[name], options, known))
 
 
 def build_edge(depth: int = 18, **options: Any) -> QrPose:
     """`qrpose_edge` on a ResNet of `depth` 18 or 34; other options as of `build`."""
     if depth not in (18, 34):
         raise EdgeposeError(f"qrpose_edge: there is no depth {depth!r}; choose 18 or 34")
-    _check("qrpose_edge", options, "depth")
-    return QrPose(_config("qrpose_edge", {"backbone": f"resnet{depth}", **options}))
-
-
-def _config(name: str, options: dict[str, Any]) -> Config:
-    try:
-        return TypeAdapter(Config).validate_python({**PROFILES[name], **options})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise EdgeposeError(f"{name}: option {where!r} is {first['input']!r}: {first['msg']}") from error
-
-
-def _check(name: str, options: dict[str, Any], *more: str) -> None:
-    settled = ("backbone",) if name == "qrpose_tiny" else ("backbone", "widths")
-    known = [*more, *(field.name for field in fields(Config) if field.name not in settled)]
-    for key in options:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise EdgeposeError(f"unknown option {key!r} of {name}; {hint}")
+    profile = {**PROFILES["qrpose_edge"], "backbone": f"resnet{depth}"}
+    known = ["depth", *fields_but(Config, ("backbone", "widths"))]
+    return QrPose(configure(Config, "qrpose_edge", profile, options, known))
