@@ -63,5 +63,16 @@ def test_a_suppressed_pose_suppresses_nobody() -> None:
     np.testing.assert_allclose(suppress(poses, SIGMAS).scores, [0.9, 0.7])
 
 
+def test_given_sizes_decide_and_stay_with_their_people() -> None:
+    """Two pairs, each two pixels apart: large people are one, small people are two."""
+    body = np.random.default_rng(0).uniform(0, 1, (17, 2)) * [60, 100]
+    keypoints = np.stack([body + offset for offset in (0, 300, 2, 302)]).astype(np.float32)
+    scores = np.array([0.6, 0.9, 0.7, 0.8], np.float32)
+    poses = Poses(keypoints, np.ones((4, 17), np.float32), scores, boxes_of(keypoints))
+    sizes = np.array([6000.0, 20.0, 6000.0, 20.0])
+    np.testing.assert_array_equal(suppress(poses, SIGMAS, 0.9, sizes).scores, scores[[1, 3, 2]])
+
+
 def test_nobody_stays_nobody() -> None:
     assert len(suppress(Poses.empty(), SIGMAS)) == 0
+    assert len(suppress(Poses.empty(), SIGMAS, 0.9, np.zeros(0))) == 0

@@ -73,5 +73,7 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
 
 def test_a_model_that_no_recipe_can_train_is_refused() -> None:
     text = shipped()["qrpose_smoke"].read_text().replace("qrpose_tiny", "sharpose_tiny_128x96")
-    with pytest.raises(EdgeposeError, match="sharpose_tiny_128x96: no recipe can train it yet; choose one of"):
+    with pytest.raises(
+        EdgeposeError, match="sharpose_tiny_128x96: no recipe can train it yet; choose one of"
+    ):
         parse_recipe(text, "mine.yaml")
