@@ -23,5 +23,5 @@ def family_of(name: str) -> str:
 
 
 def spec_of(name: str, size: tuple[int, int]) -> Spec:
-    """The spec of a model by name, built for inputs of `size` (width, height) pixels. Raises as `family_of`."""
+    """The spec of a model built for inputs of `size` (width, height) pixels. Raises as `family_of`."""
     return Spec(family=family_of(name), model=name, width=size[0], height=size[1])
