@@ -200,6 +200,19 @@ def test_worker_processes_give_the_same_batches() -> None:
         assert np.array_equal(a.people.joints.numpy(), b.people.joints.numpy())
 
 
+@pytest.mark.timeout(60)
+def test_workers_do_not_wait_for_threads_that_opencv_had_before() -> None:
+    """Forked after OpenCV had started its threads, workers that touched them never gave a picture."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.float32), (31, 31), 0)
+    try:
+        shared = recipe(**{"workers: 0": "workers: 1"})
+        assert len(list(batches(shared, Pictures(shared), 0))) > 0
+    finally:
+        cv2.setNumThreads(before)
+
+
 def test_collate_pads_and_sorts_out_who_counts() -> None:
     picture = spotted(0)
     empty = fit(np.zeros((64, 64, 3), np.uint8), (), SPEC)

@@ -157,6 +157,8 @@ class Pictures(TorchDataset[Picture]):
     def __init__(self, recipe: Recipe, rank: int = 0) -> None:
         self._recipe, self._data, self._spec = recipe, recipe.data, spec_of(recipe)
         self._rank = rank
+        # OpenCV's threads would fight torch's for the cores, and a worker forked beside them waits for ever.
+        cv2.setNumThreads(1)
         dataset = open_training_set(recipe.data.train)
         if len(dataset) < recipe.processes:
             raise EdgeposeError(
@@ -299,6 +301,5 @@ def batches(recipe: Recipe, pictures: Pictures, first: int) -> DataLoader[Batch]
 
 
 def _be_quiet(_: int) -> None:
-    """Ctrl-C is the main process's to handle; OpenCV's threads would fight torch's for the cores."""
+    """Ctrl-C is the main process's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
