@@ -10,16 +10,20 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
 
 from edgepose.runtime.backend import CPU_VIEWS, open_backend
 from edgepose.runtime.bundle import Bundle
+from edgepose.runtime.decode import DECODERS
 from edgepose.runtime.errors import EdgeposeError, MissingLibrary
 from edgepose.runtime.estimator import Estimator
+from edgepose.runtime.poses import Poses
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.stream import capture
+from edgepose.runtime.stream.counters import Refinements
 from edgepose.runtime.stream.grammar import (
     FASTEST,
     Endpoint,
@@ -34,6 +38,8 @@ from edgepose.runtime.stream.grammar import (
 from edgepose.runtime.stream.outlet import STDOUT, LineOutlet
 from edgepose.runtime.stream.session import OVERLAYS, Input, Settings, Stream
 from edgepose.runtime.stream.source import Feeder
+from edgepose.runtime.topdown.cascade import POLICIES, Cascade, Dial
+from edgepose.runtime.topdown.twostage import open_two_stage, require_two_stage
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 # Python hands the GIL over every 5 ms by default; each hop of a frame between threads may wait that long.
@@ -66,6 +72,23 @@ _SWITCH_S = 0.001
     help="sync: each frame waits for its poses; latest: video never waits, the newest are drawn; none.",
 )
 @click.option("--poses", "poses_target", metavar="FILE|-", help="JSON lines of all poses; `-` is stdout.")
+@click.option(
+    "--refine",
+    "refine_path",
+    metavar="BUNDLE",
+    help="A two-stage network (SHaRPose) that looks again at the people of --bundle, worst poses first.",
+)
+@click.option(
+    "--refine-policy",
+    type=click.Choice(POLICIES),
+    help="always: twice at everybody shown; auto: as often as their expected OKS asks for; never.  [auto]",
+)
+@click.option(
+    "--budget-ms",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MS",
+    help="From frame to poses, both networks together; what is left of it is spent on refining.",
+)
 @click.option("--fps", type=click.IntRange(1, FASTEST), help="At most so many frames per second.")
 @click.option("--size", "size_text", metavar="WxH", help="Size of the stream; the source's by default.")
 @click.option(
@@ -93,6 +116,9 @@ def stream(
     precision: str,
     overlay: str,
     poses_target: str | None,
+    refine_path: str | None,
+    refine_policy: str | None,
+    budget_ms: float | None,
     fps: int | None,
     size_text: str | None,
     threshold: float | None,
@@ -110,23 +136,19 @@ def stream(
     endpoint = parse_endpoint(rtsp_text, parse_login(user_text) if user_text else None)
     size = parse_size(size_text) if size_text else None
     source = _input(spec, size, once)
-    bundle = Bundle.open(bundle_path)
-    settings = Settings(
-        endpoint,
-        overlay,
-        size,
-        fps,
-        bundle.spec.score_threshold if threshold is None else threshold,
-        bundle.spec.joints(),
-    )
+    bundle = _single_stage(bundle_path)
+    least = bundle.spec.score_threshold if threshold is None else threshold
+    settings = Settings(endpoint, overlay, size, fps, least, bundle.spec.joints())
+    refining = _refining(bundle, refine_path, _dial(refine_path, refine_policy, budget_ms, least))
     with contextlib.ExitStack() as stack:
         outlet = stack.enter_context(_outlet(poses_target))
         on_line = outlet.put if outlet else _nowhere
-        running = Stream(settings, source, lambda: _estimator(bundle, precision), on_line)
+        running = Stream(settings, source, lambda: _estimator(bundle, precision, refining), on_line)
         stack.enter_context(_stopped_by_signals(running.request_stop))
         stack.enter_context(_quick_switches())
         _run(running, endpoint, duration)
-    summary = running.summary(outlet.dropped if outlet else 0)
+    done = refining.done.figures() if refining else None
+    summary = replace(running.summary(outlet.dropped if outlet else 0), refined=done)
     text = json.dumps(summary.as_dict()) if as_json else summary.sentence()
     click.echo(text, err=poses_target == STDOUT)
 
@@ -176,11 +198,63 @@ def _synthetic(spec: Synthetic) -> Callable[[int], U8]:
     return frame
 
 
+@dataclass(frozen=True, slots=True)
+class _Refining:
+    """The second network, and what it has done."""
+
+    bundle: Bundle
+    dial: Dial
+    done: Refinements
+
+
+def _single_stage(path: str) -> Bundle:
+    bundle = Bundle.open(path)
+    if bundle.spec.family not in DECODERS:
+        raise EdgeposeError(
+            f"--bundle {path}: {bundle.spec.model} cannot find people by itself; give the bundle of one that "
+            f"does, such as qrpose_tiny, and this one as --refine {path}"
+        )
+    return bundle
+
+
+def _dial(refine_path: str | None, policy: str | None, budget_ms: float | None, least: float) -> Dial:
+    for flag, value in (("--refine-policy", policy), ("--budget-ms", budget_ms)):
+        if value is not None and refine_path is None:
+            raise EdgeposeError(f"{flag} {value}: there is nothing to refine with; add --refine BUNDLE")
+    budget_s = float("inf") if budget_ms is None else budget_ms / 1000
+    return Dial(policy or "auto", budget_s, least)
+
+
+def _refining(first: Bundle, path: str | None, dial: Dial) -> _Refining | None:
+    if path is None:
+        return None
+    bundle = Bundle.open(path)
+    require_two_stage(bundle)
+    if bundle.spec.joints() != first.spec.joints():
+        raise EdgeposeError(
+            f"--refine {path}: its joints are {bundle.spec.skeleton}, those of {first.path} "
+            f"{first.spec.skeleton}; give one with the same"
+        )
+    return _Refining(bundle, dial, Refinements())
+
+
 @contextlib.contextmanager
-def _estimator(bundle: Bundle, precision: str) -> Iterator[Estimator]:
+def _estimator(bundle: Bundle, precision: str, refining: _Refining | None) -> Iterator[Callable[[U8], Poses]]:
     threads = max(1, (os.cpu_count() or 1) - 1)  # one core stays for capture, encoder and server
-    with open_backend(bundle, precision, threads=threads) as backend:
-        yield Estimator(backend, bundle.spec)
+    with contextlib.ExitStack() as stack:
+        first = Estimator(stack.enter_context(open_backend(bundle, precision, threads=threads)), bundle.spec)
+        if refining is None:
+            yield first
+            return
+        second = stack.enter_context(open_two_stage(refining.bundle, precision, threads))
+        cascade = Cascade(first, second, refining.dial)
+
+        def estimate(frame: U8) -> Poses:
+            refined = cascade(frame)
+            refining.done.add(refined)
+            return refined.poses
+
+        yield estimate
 
 
 @contextlib.contextmanager
