@@ -17,7 +17,6 @@ import click
 
 from edgepose.runtime.backend import CPU_VIEWS, open_backend
 from edgepose.runtime.bundle import Bundle
-from edgepose.runtime.decode import DECODERS
 from edgepose.runtime.errors import EdgeposeError, MissingLibrary
 from edgepose.runtime.estimator import Estimator
 from edgepose.runtime.poses import Poses
@@ -39,7 +38,7 @@ from edgepose.runtime.stream.outlet import STDOUT, LineOutlet
 from edgepose.runtime.stream.session import OVERLAYS, Input, Settings, Stream
 from edgepose.runtime.stream.source import Feeder
 from edgepose.runtime.topdown.cascade import POLICIES, Cascade, Dial
-from edgepose.runtime.topdown.twostage import open_two_stage, require_two_stage
+from edgepose.runtime.topdown.pair import open_pair, require_first, require_pair
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 # Python hands the GIL over every 5 ms by default; each hop of a frame between threads may wait that long.
@@ -136,7 +135,8 @@ def stream(
     endpoint = parse_endpoint(rtsp_text, parse_login(user_text) if user_text else None)
     size = parse_size(size_text) if size_text else None
     source = _input(spec, size, once)
-    bundle = _single_stage(bundle_path)
+    bundle = Bundle.open(bundle_path)
+    require_first(bundle)
     least = bundle.spec.score_threshold if threshold is None else threshold
     settings = Settings(endpoint, overlay, size, fps, least, bundle.spec.joints())
     refining = _refining(bundle, refine_path, _dial(refine_path, refine_policy, budget_ms, least))
@@ -207,16 +207,6 @@ class _Refining:
     done: Refinements
 
 
-def _single_stage(path: str) -> Bundle:
-    bundle = Bundle.open(path)
-    if bundle.spec.family not in DECODERS:
-        raise EdgeposeError(
-            f"--bundle {path}: {bundle.spec.model} cannot find people by itself; give the bundle of one that "
-            f"does, such as qrpose_tiny, and this one as --refine {path}"
-        )
-    return bundle
-
-
 def _dial(refine_path: str | None, policy: str | None, budget_ms: float | None, least: float) -> Dial:
     for flag, value in (("--refine-policy", policy), ("--budget-ms", budget_ms)):
         if value is not None and refine_path is None:
@@ -228,26 +218,20 @@ def _dial(refine_path: str | None, policy: str | None, budget_ms: float | None, 
 def _refining(first: Bundle, path: str | None, dial: Dial) -> _Refining | None:
     if path is None:
         return None
-    bundle = Bundle.open(path)
-    require_two_stage(bundle)
-    if bundle.spec.joints() != first.spec.joints():
-        raise EdgeposeError(
-            f"--refine {path}: its joints are {bundle.spec.skeleton}, those of {first.path} "
-            f"{first.spec.skeleton}; give one with the same"
-        )
-    return _Refining(bundle, dial, Refinements())
+    second = Bundle.open(path)
+    require_pair(first, second)
+    return _Refining(second, dial, Refinements())
 
 
 @contextlib.contextmanager
 def _estimator(bundle: Bundle, precision: str, refining: _Refining | None) -> Iterator[Callable[[U8], Poses]]:
     threads = max(1, (os.cpu_count() or 1) - 1)  # one core stays for capture, encoder and server
-    with contextlib.ExitStack() as stack:
-        first = Estimator(stack.enter_context(open_backend(bundle, precision, threads=threads)), bundle.spec)
-        if refining is None:
-            yield first
-            return
-        second = stack.enter_context(open_two_stage(refining.bundle, precision, threads))
-        cascade = Cascade(first, second, refining.dial)
+    if refining is None:
+        with open_backend(bundle, precision, threads=threads) as backend:
+            yield Estimator(backend, bundle.spec)
+        return
+    with open_pair(bundle, refining.bundle, precision, threads) as pair:
+        cascade = Cascade(pair.first, pair.second, refining.dial)
 
         def estimate(frame: U8) -> Poses:
             refined = cascade(frame)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from edgepose.runtime.backend import Array, Backend, open_backend
-from edgepose.runtime.bundle import Bundle
-from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.backend import Array, Backend
 from edgepose.runtime.poses import F32, Poses
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.spec import Spec
@@ -87,25 +84,6 @@ class TwoStage:
         """The second look, at the crops [rows] of a glance -> their heatmaps (len(rows), K, h, w)."""
         context = {name: values[rows] for name, values in glance.context.items()}
         return _float(self._fine.run({"images": crops[rows], **context})["heatmaps"])
-
-
-def require_two_stage(bundle: Bundle) -> None:
-    """Raises EdgeposeError for a bundle of another kind."""
-    if not set(GRAPHS) <= set(bundle.spec.graphs):
-        raise EdgeposeError(
-            f"{bundle.path}: {bundle.spec.model} is no network that looks twice at a person's crop, so it "
-            "cannot refine poses; give a bundle of SHaRPose (edgepose export sharpose_tiny_128x96)"
-        )
-
-
-@contextmanager
-def open_two_stage(bundle: Bundle, precision: str, threads: int = 0) -> Iterator[TwoStage]:
-    """Both graphs while the block lasts; arguments and errors are those of `open_backend`."""
-    require_two_stage(bundle)
-    with ExitStack() as stack:
-        opened = (stack.enter_context(open_backend(bundle, precision, name, threads)) for name in GRAPHS)
-        coarse, fine = opened
-        yield TwoStage(coarse, fine, bundle.spec, bundle.spec.limit(precision))
 
 
 def _parts(crops: F32) -> Iterator[F32]:
