@@ -167,8 +167,8 @@ def table(curve: Curve) -> Table:
     score = curve.points[0].score
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=(0, 1))
     result.caption = (
-        f"{score.pictures} pictures, {score.people} people. Δ AP in points, with its 95 % bootstrap interval. "
-        "Of the people shown, the % at whom the second network looked, and looked twice. ρ, ECE: is the score "
+        f"{score.pictures} pictures, {score.people} people. Δ AP: points, with a 95 % bootstrap interval. "
+        "Of the people shown, the % at whom the second network looked, and looked twice. ρ, ECE: is a score "
         "the OKS that the pose reaches?"
     )
     result.caption_justify, result.caption_style = "left", "dim"
