@@ -153,7 +153,7 @@ def test_without_refining_the_lines_are_the_first_networks(
     [
         (("--budget-ms", "20"), "--budget-ms 20.0: there is nothing to refine with; add --refine BUNDLE"),
         (("--refine-policy", "always"), "--refine-policy always: there is nothing to refine with"),
-        (("--refine", "{bundle}"), "still is no network that looks twice at a person's crop"),
+        (("--refine", "{bundle}"), "still does not look at people one by one, and twice"),
         (("--refine", "nowhere"), "nowhere: no such bundle"),
         (("--refine", "{refiner}", "--bundle", "{refiner}"), "cannot find people by itself"),
         (("--refine", "{other}"), "its joints are"),
