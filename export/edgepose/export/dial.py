@@ -44,7 +44,7 @@ class Point:
     @property
     def name(self) -> str:
         """For tables."""
-        return self.policy if self.budget_ms is None else f"{self.policy}, {self.budget_ms:.3g} ms"
+        return self.policy if self.budget_ms is None else f"{self.policy}, {self.budget_ms:.4g} ms"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""

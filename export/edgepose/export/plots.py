@@ -122,7 +122,7 @@ def accuracy_against_time(curve: Curve) -> bytes:
                 markersize=7 if free else 4,
                 label=policy if free else None,
             )
-            said = "no budget" if free else f"{point.budget_ms:.3g} ms"
+            said = "no budget" if free else f"{point.budget_ms:.4g} ms"
             axes.annotate(
                 f"{said}, {100 * point.looked:.0f} %",
                 (point.mean_ms, height),
