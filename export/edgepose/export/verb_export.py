@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 import click
 import numpy as np
+import onnx
 import torch
 import yaml
 
@@ -19,11 +21,13 @@ from edgepose.compression.graph import load_onnx
 from edgepose.compression.source_model import load_model
 from edgepose.export.assemble import Parts, assemble
 from edgepose.export.execution import Difference, difference, largest, outputs_of
+from edgepose.export.legalise import legalise
 from edgepose.export.lint import NEWEST_OPSET, RULES, errors, lint
 from edgepose.export.simplify import simplify
 from edgepose.export.specs import family_of, spec_of
 from edgepose.export.trace import trace
 from edgepose.runtime.bundle import Bundle
+from edgepose.runtime.drafts import draft_file
 from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.runtime.poses import F32
 from edgepose.runtime.preprocess import U8, normalise
@@ -59,6 +63,11 @@ TRACE_LIMIT = Difference(score=1e-4, keypoint_px=0.01, confidence=1e-4)  # ONNX 
 @click.option(
     "--trt", type=click.Choice(list(NEWEST_OPSET)), default="10.3", show_default=True, help="For --lint."
 )
+@click.option(
+    "--mend",
+    type=click.Path(path_type=Path),
+    help="With --lint: write the file here as TensorRT takes it, or say why that cannot be done.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def export(
     model: str | None,
@@ -68,6 +77,7 @@ def export(
     compressed: Path | None,
     linted: Path | None,
     trt: str,
+    mend: Path | None,
     as_json: bool,
 ) -> None:
     """Export MODEL (such as qrpose_tiny) as a bundle, or --lint an ONNX file.
@@ -78,8 +88,13 @@ def export(
     if linted is not None:
         if model is not None or out is not None:
             raise click.UsageError("--lint checks a file that exists; leave out MODEL and --out")
-        _lint(linted, trt, as_json)
+        if mend is None:
+            _lint(linted, trt, as_json)
+        else:
+            _mend(linted, mend, trt, as_json)
         return
+    if mend is not None:
+        raise click.UsageError("--mend writes what --lint FILE reads; give both")
     if model is None or out is None:
         raise click.UsageError("give MODEL and --out, or --lint FILE")
     if compressed is not None and (weights is not None or options):
@@ -189,6 +204,24 @@ def _lint(path: Path, trt: str, as_json: bool) -> None:
         )
     if not as_json:
         print(f"{path}: nothing that TensorRT {trt} is known to refuse")
+
+
+def _mend(path: Path, out: Path, trt: str, as_json: bool) -> None:
+    try:
+        legal = legalise(load_onnx(path), trt)
+    except EdgeposeError as error:
+        raise EdgeposeError(f"{path}: {error}") from error
+    with draft_file(out) as temporary:
+        onnx.save(legal.model, temporary)
+        load_onnx(temporary)  # what was written can be read
+    if as_json:
+        found = [finding.to_dict() for finding in legal.mended]
+        print(json.dumps({"file": str(path), "trt": trt, "mended": found, "out": str(out)}, indent=1))
+        return
+    for rule, count in sorted(Counter(finding.rule for finding in legal.mended).items()):
+        text = next(known.text for known in RULES if known.number == rule)
+        print(f"{rule} mended {count} times: {text}")
+    print(f"written to {out}, for TensorRT {trt}")
 
 
 def _numbers(findings: list[Any]) -> str:
