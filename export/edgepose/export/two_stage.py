@@ -10,6 +10,7 @@ import numpy as np
 from edgepose.compression.execution import INPUT, Outputs
 from edgepose.compression.graph import Array
 from edgepose.export.contract import Contract, Difference, Ports
+from edgepose.runtime.oks import F64
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown.twostage import CONTEXT, GRAPHS, ORDER, QUALITY
 from edgepose.training.models.sharpose.deploy import CoarseGraph, FineGraph, folded
@@ -36,7 +37,8 @@ def difference(expected: Outputs, actual: Outputs, cells: int) -> LookDifference
     found = dict.fromkeys(("heatmaps", "quality", "regions", "context"), 0.0)
     for name, wanted in expected.items():
         if name == ORDER:
-            kind, apart = "regions", 1 - overlap(wanted[:, :cells], actual[name][:, :cells])
+            shared = shared_cells(wanted, actual[name], cells)
+            kind, apart = "regions", 1 - float(shared.min(initial=1))
         elif name == QUALITY:
             kind, apart = "quality", _apart(wanted, actual[name])
         else:
@@ -47,10 +49,10 @@ def difference(expected: Outputs, actual: Outputs, cells: int) -> LookDifference
     return LookDifference(**found)
 
 
-def overlap(one: Array, other: Array) -> float:
-    """The share of the cells (B, k) in a row that are in that row of the other, too; the least of B."""
-    shared = (one[:, :, None] == other[:, None]).any(2)  # (B, k)
-    return float(shared.mean(1).min(initial=1))
+def shared_cells(one: Array, other: Array, cells: int) -> F64:
+    """(B,) the share of the first `cells` of an order (B, n0) that are among the first of the other, too."""
+    same = one[:, :cells, None] == other[:, None, :cells]  # (B, k, k)
+    return np.asarray(same.any(2).mean(1), np.float64)
 
 
 def _apart(one: Array, other: Array) -> float:

@@ -15,6 +15,7 @@ from edgepose.compression.graph import (
     QUANTIZE,
     Array,
     Graph,
+    along_axis,
     attribute,
     copy,
     drop_dead,
@@ -112,14 +113,15 @@ def trt_view(model: ModelProto) -> ModelProto:
 def _quantize_in_graph(model: ModelProto, graph: Graph, node: NodeProto, integers: Array) -> None:
     scale = graph.value(node.input[1])
     assert scale is not None, f"{node.name}: its scale is computed"
-    axis = attribute(node, "axis", 1)
-    shape = [-1 if i == axis else 1 for i in range(integers.ndim)] if scale.size > 1 else []
-    weight = set_constant(
-        model, f"{node.output[0]}/float", integers.astype(np.float32) * scale.reshape(shape)
-    )
+    floats = integers.astype(np.float32) * along_axis(scale, node, integers.ndim)
+    weight = set_constant(model, f"{node.output[0]}/float", floats)
     quantized = f"{node.output[0]}/quantized"
     quantize = helper.make_node(
-        QUANTIZE, [weight, *node.input[1:]], [quantized], f"{node.name}/Quantize", axis=axis
+        QUANTIZE,
+        [weight, *node.input[1:]],
+        [quantized],
+        f"{node.name}/Quantize",
+        axis=attribute(node, "axis", 1),
     )
     node.input[0] = quantized
     place = next(
