@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -19,6 +19,8 @@ from edgepose.runtime.drafts import read_json
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.estimator import Estimator
 from edgepose.runtime.oks import F64
+from edgepose.runtime.poses import Poses
+from edgepose.runtime.preprocess import U8
 from edgepose.runtime.topdown.crop import visible
 from edgepose.runtime.topdown.people import boxes_around
 
@@ -151,7 +153,7 @@ class Detector:
     """A single-stage network: boxes around the poses that a stream would show."""
 
     source: Path
-    estimate: Estimator
+    estimate: Callable[[U8], Poses]
     threshold: float
 
     def find(self, samples: Iterable[Sample]) -> list[Boxes]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from edgepose.compression.execution import INPUT
 from edgepose.compression.graph import WEIGHTED, Graph, count_ops, drop_dead
 from edgepose.export.contract import Ports
+from edgepose.export.gelu import order_gelu
 from edgepose.export.opset import EXPORTED, step_down
 from edgepose.export.specs import CONTRACTS
 from edgepose.runtime.errors import EdgeposeError
@@ -114,6 +115,7 @@ def _tidied(graph: ModelProto, spec: Spec) -> ModelProto:
     _strip(graph)
     _rename_constants(graph, _names(graph))
     _rename_constants(graph, _transposed(graph))
+    order_gelu(graph)
     _name_nodes(graph)
     step_down(graph)
     drop_dead(graph)
