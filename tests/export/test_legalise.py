@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from edgepose.compression.execution import outputs_of
 from edgepose.compression.graph import copy, count_ops, opset
 from edgepose.compression.quantize import Quantized
-from edgepose.export.execution import outputs_of
 from edgepose.export.legalise import legalise
 from edgepose.export.lint import errors, lint
 from edgepose.export.views import cpu_view, drop_conv_side, trt_view
@@ -37,7 +37,7 @@ def model_of(nodes: list[Any], constants: dict[str, Any], opset_version: int = 1
 
 def run(model: ModelProto, x: F32) -> F32:
     """Node by node: ONNX Runtime's optimizer has its own ideas about uint8."""
-    return outputs_of(model, [x], optimised=False)[0]["y"]
+    return outputs_of(model, [{"x": x}], optimised=False)[0]["y"]
 
 
 def pair(source: str, out: str, constants: str) -> list[Any]:

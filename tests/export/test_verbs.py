@@ -294,7 +294,7 @@ def test_a_model_that_onnx_gets_wrong_is_not_exported(
     bias = next(t for t in graph.graph.initializer if t.name == name)
     shifted = numpy_helper.to_array(bias) + np.float32(0.01)  # of a logit: 0.001 of a score
     bias.CopyFrom(numpy_helper.from_array(shifted, bias.name))
-    monkeypatch.setattr("edgepose.export.verb_export.trace", lambda *_: graph)
+    monkeypatch.setattr("edgepose.export.verb_export.trace", lambda *_: {"pose": graph})
     assert run(export, MODEL, "--weights", weights, "--out", tmp_path / "b") == 1
     assert "is not the PyTorch model" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from onnx import ModelProto
 
-from edgepose.export.execution import Difference, Outputs, difference, largest, outputs_of
+from edgepose.compression.execution import INPUT, Outputs, feeds_of, outputs_of
+from edgepose.compression.graph import Array
+from edgepose.export.contract import Difference, largest
+from edgepose.export.specs import CONTRACTS
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError
-from edgepose.runtime.poses import F32
 from edgepose.runtime.preprocess import U8, normalise
 from edgepose.runtime.spec import Spec
 
 FILE = "golden.npz"
-
-# How far another machine may be from the outputs recorded here. FP32 differs by the order of sums; INT8 by
-# kernels that saturate earlier (AVX2 without VNNI), and then by what that does to the rounding behind.
-TOLERANCES = {
-    "fp32": Difference(score=1e-3, keypoint_px=0.05, confidence=1e-3),
-    "fp16": Difference(score=2e-2, keypoint_px=1.0, confidence=2e-2),
-    "int8.ort": Difference(score=5e-2, keypoint_px=2.0, confidence=5e-2),
-    "int8.trt": Difference(score=5e-2, keypoint_px=2.0, confidence=5e-2),
-    "int8.trt-typed": Difference(score=5e-2, keypoint_px=2.0, confidence=5e-2),
-}
+REFERENCE = "fp32"  # the view whose outputs later graphs read, in every view of theirs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,30 +30,45 @@ class Golden:
     expected: dict[str, list[Outputs]]
 
 
-def record(views: Mapping[str, ModelProto], frames: U8, spec: Spec) -> Golden:
-    """Run every view on `frames`. Raises EdgeposeError when one cannot run or answers not-a-number."""
-    images = [normalise(frame, spec) for frame in frames]
-    expected = {name: _answers(name, model, images) for name, model in views.items()}
-    for name, answers in expected.items():
+def record(views: Iterable[tuple[str, ModelProto]], frames: U8, spec: Spec) -> Golden:
+    """Run every view on `frames`; a graph's FP32 view comes before the graphs that read its outputs.
+
+    Raises EdgeposeError when one cannot run or answers not-a-number.
+    """
+    recorded = Golden(frames, {})
+    for name, model in views:
+        answers = _answers(recorded, name, model, spec)
         if not all(np.isfinite(array).all() for outputs in answers for array in outputs.values()):
             raise EdgeposeError(
                 f"{name}: answers a golden picture with something not finite; train or calibrate again"
             )
-    return Golden(frames, expected)
+        recorded.expected[name] = answers
+    return recorded
 
 
-def _answers(view: str, model: ModelProto, images: list[F32]) -> list[Outputs]:
+def _answers(recorded: Golden, view: str, model: ModelProto, spec: Spec) -> list[Outputs]:
     """TensorRT's views are run node by node, as they are written.
 
     ONNX Runtime 1.31 quantizes float biases when it optimises (WeightBiasQuantization), on a scale that half
     precision rounds to nothing: the typed view's keypoints were 3 px off in the median.
     """
-    return outputs_of(model, images, optimised="int8.trt" not in view)
+    feeds = [feeds_of(model, known) for known in _known(recorded, spec)]
+    return outputs_of(model, feeds, optimised="int8.trt" not in view)
+
+
+def _known(recorded: Golden, spec: Spec) -> list[dict[str, Array]]:
+    """For each picture its input and what the FP32 views made of it, by name."""
+    known: list[dict[str, Array]] = [{INPUT: normalise(frame, spec)} for frame in recorded.frames]
+    for view, answers in recorded.expected.items():
+        if view.partition(".")[2] == REFERENCE:
+            for one, outputs in zip(known, answers, strict=True):
+                one |= outputs
+    return known
 
 
 def to_bytes(golden: Golden) -> bytes:
     """The npz file: `frames`, and `<view>/<output>` (F, ...) for each view."""
-    arrays: dict[str, F32 | U8] = {"frames": golden.frames}
+    arrays: dict[str, Array] = {"frames": golden.frames}
     for view, answers in golden.expected.items():
         arrays |= {f"{view}/{name}": np.concatenate([a[name] for a in answers]) for name in answers[0]}
     buffer = io.BytesIO()
@@ -86,6 +94,15 @@ def read(bundle: Bundle) -> Golden:
 
 def deviation(golden: Golden, view: str, model: ModelProto, spec: Spec) -> Difference:
     """How far `model` is here from what was recorded for `view`."""
-    answers = _answers(view, model, [normalise(frame, spec) for frame in golden.frames])
-    pairs = zip(golden.expected[view], answers, strict=True)
-    return largest([difference(expected, actual, spec.score_threshold) for expected, actual in pairs])
+    return apart(golden.expected[view], _answers(golden, view, model, spec), spec)
+
+
+def apart(expected: Sequence[Outputs], actual: Sequence[Outputs], spec: Spec) -> Difference:
+    """The largest differences over some pictures, as the family measures them."""
+    measure = CONTRACTS[spec.family].difference
+    return largest([measure(one, other, spec) for one, other in zip(expected, actual, strict=True)])
+
+
+def limit(view: str, spec: Spec) -> Difference:
+    """How far another machine may be from what was recorded for `view` (`pose.fp32`)."""
+    return CONTRACTS[spec.family].views[view.partition(".")[2]]

@@ -13,11 +13,11 @@ from edgepose.compression.graph import (
     QUANTIZE,
     Array,
     Graph,
+    along_axis,
     count_ops,
     drop_dead,
     opset,
 )
-from edgepose.export.quantizer import along
 from edgepose.runtime.errors import EdgeposeError
 
 TYPED_OPSET, TYPED_IR = 19, 9  # half scales exist from opset 19 on; a model without any stays
@@ -137,7 +137,7 @@ class _Retyping:
                 f"{name}: an activation's scale of {scale.min():g} does not fit half precision"
             )
         grown: Array = np.maximum(scale, _TINY)
-        again = np.rint(integers * along(scale / grown, node, integers.ndim)).astype(np.int8)
+        again = np.rint(integers * along_axis(scale / grown, node, integers.ndim)).astype(np.int8)
         for tensor in self._model.graph.initializer:
             if tensor.name == node.input[0]:
                 tensor.CopyFrom(numpy_helper.from_array(again, tensor.name))

@@ -18,6 +18,7 @@ from edgepose.compression.graph import (
     QUANTIZE,
     Array,
     Graph,
+    along_axis,
     copy,
     opset,
     set_constant,
@@ -26,7 +27,7 @@ from edgepose.export.half import MOVES
 from edgepose.export.integer_operators import open_integer_operators
 from edgepose.export.lint import NEWEST_OPSET, Finding, errors, lint, output_axis
 from edgepose.export.opset import EXPORTED, WANTED, step_down
-from edgepose.export.quantizer import along, factors, is_one_byte, lengthen, stretch, value_behind, zero_of
+from edgepose.export.quantizer import factors, is_one_byte, lengthen, stretch, value_behind, zero_of
 from edgepose.export.views import drop_conv_side, float_weights, never_negative
 from edgepose.runtime.errors import EdgeposeError
 
@@ -159,7 +160,7 @@ def _dead_channels(model: ModelProto) -> None:
             scale is None
             or value is None
             or scale.all()
-            or (value * along(scale == 0, node, value.ndim)).any()
+            or (value * along_axis(scale == 0, node, value.ndim)).any()
         ):
             continue
         filled = np.where(scale == 0, 1, scale).astype(scale.dtype)
@@ -174,7 +175,7 @@ def _weights(graph: Graph, node: NodeProto) -> Array | None:
     integers, zero = graph.value(node.input[0]), zero_of(graph, node)
     if integers is None or zero is None:
         return None
-    return integers.astype(np.int64) - along(zero.astype(np.int64), node, integers.ndim)
+    return integers.astype(np.int64) - along_axis(zero.astype(np.int64), node, integers.ndim)
 
 
 def _symmetric_weights(model: ModelProto) -> None:
@@ -188,7 +189,7 @@ def _symmetric_weights(model: ModelProto) -> None:
         if centred is None or scale is None or integers is None:
             continue
         factor = factors(centred, scale, node)
-        signed = np.rint(centred / along(factor, node, centred.ndim)).astype(np.int8)
+        signed = np.rint(centred / along_axis(factor, node, centred.ndim)).astype(np.int8)
         node.input[0] = set_constant(model, f"{node.output[0]}/int8", signed)
         lengthen(model, node, scale, factor)
 

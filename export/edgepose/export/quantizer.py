@@ -7,7 +7,7 @@ from typing import TypeGuard
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from edgepose.compression.graph import DEQUANTIZE, QUANTIZE, Array, Graph, attribute, set_constant
+from edgepose.compression.graph import DEQUANTIZE, QUANTIZE, Array, Graph, along_axis, attribute, set_constant
 
 LOW, HIGH = -128, 127
 
@@ -20,14 +20,6 @@ def zero_of(graph: Graph, node: NodeProto) -> Array | None:
 def is_one_byte(values: Array | None) -> TypeGuard[Array]:
     """16 bits hold more than 8 can; 4 bits and 8-bit floats are other formats."""
     return values is not None and values.dtype in (np.int8, np.uint8)
-
-
-def along(values: Array, node: NodeProto, rank: int) -> Array:
-    """Values per channel in the shape that broadcasts along the node's axis; a single one as a scalar."""
-    if values.size == 1:
-        return values.reshape(())
-    axis = attribute(node, "axis", 1) % rank
-    return values.reshape([-1 if i == axis else 1 for i in range(rank)])
 
 
 def stretch(zero: Array) -> float:
@@ -64,8 +56,8 @@ def value_behind(graph: Graph, dequantize: NodeProto | None) -> Array | None:
         integers = _rounded(graph, graph.producers.get(dequantize.input[0]))
     if integers is None or scale is None or zero is None:
         return None
-    centred = integers - along(zero.astype(np.float64), dequantize, integers.ndim)
-    return centred * along(scale.astype(np.float64), dequantize, integers.ndim)
+    centred = integers - along_axis(zero.astype(np.float64), dequantize, integers.ndim)
+    return centred * along_axis(scale.astype(np.float64), dequantize, integers.ndim)
 
 
 def _rounded(graph: Graph, quantize: NodeProto | None) -> Array | None:
@@ -80,5 +72,7 @@ def _rounded(graph: Graph, quantize: NodeProto | None) -> Array | None:
     if values is None or scale is None or zero is None:
         return None
     kind, rank = np.iinfo(zero.dtype), values.ndim
-    steps = np.rint(values / along(scale, quantize, rank)) + along(zero.astype(np.float64), quantize, rank)
+    steps = np.rint(values / along_axis(scale, quantize, rank)) + along_axis(
+        zero.astype(np.float64), quantize, rank
+    )
     return steps.clip(kind.min, kind.max)

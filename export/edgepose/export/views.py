@@ -15,13 +15,13 @@ from edgepose.compression.graph import (
     QUANTIZE,
     Array,
     Graph,
+    along_axis,
     attribute,
     copy,
     drop_dead,
     set_constant,
 )
 from edgepose.export.half import half_typed
-from edgepose.export.quantizer import along
 
 _POSITIVE = frozenset({"Relu", "Sigmoid", "Softmax", "Abs", "Exp"})  # outputs are never below 0
 # These hand values on or average them, so their output is not negative when their data inputs are not.
@@ -120,8 +120,8 @@ def float_weights(model: ModelProto) -> None:
 def _quantize_in_graph(model: ModelProto, graph: Graph, node: NodeProto, integers: Array) -> None:
     scale = graph.value(node.input[1])
     assert scale is not None, f"{node.name}: its scale is computed"
-    values = integers.astype(np.float32) * along(scale, node, integers.ndim)
-    weight = set_constant(model, f"{node.output[0]}/float", values)
+    floats = integers.astype(np.float32) * along_axis(scale, node, integers.ndim)
+    weight = set_constant(model, f"{node.output[0]}/float", floats)
     quantized = f"{node.output[0]}/quantized"
     quantize = helper.make_node(
         QUANTIZE,

@@ -18,7 +18,9 @@ from edgepose.runtime.topdown.score import each_once, poses
 GRAPHS = ("coarse", "fine")
 MOST = 16  # crops a run: what bounds memory when a frame is full of people
 # What the second look takes over from the first, beside the crops.
-CONTEXT = ("region_order", "reuse_features", "coarse_embedding")
+ORDER = "region_order"
+CONTEXT = (ORDER, "reuse_features", "coarse_embedding")
+QUALITY = "quality"
 
 Rows = npt.NDArray[np.integer]
 
@@ -60,7 +62,7 @@ class TwoStage:
 
     def _look(self, crops: F32) -> Seen:
         first = self._coarse.run({"images": crops})
-        heatmaps, quality = _float(first["coarse_heatmaps"]), _float(first["quality"])
+        heatmaps, quality = _float(first["coarse_heatmaps"]), _float(first[QUALITY])
         refined = quality < self._limit
         rows = np.flatnonzero(refined)
         if len(rows):
