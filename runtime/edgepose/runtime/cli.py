@@ -34,6 +34,9 @@ VERBS = {
     "export": Verb("edgepose.export.verb_export:export", "Turn a model into a bundle, or lint an ONNX file."),
     "verify": Verb("edgepose.export.verb_verify:verify", "Score every artefact of a bundle against FP32."),
     "bench": Verb("edgepose.runtime.verb_bench:bench", "Time graphs against each other, in turns."),
+    "dial": Verb(
+        "edgepose.export.verb_dial:dial", "Measure what refining people with a second model brings."
+    ),
     "stream": Verb("edgepose.runtime.verb_stream:stream", "Serve a source with its poses over RTSP."),
 }
 

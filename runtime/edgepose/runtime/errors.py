@@ -54,6 +54,7 @@ SOURCE = {
     "tensorboard": _WORKSTATION,
     "matplotlib": _WORKSTATION,
     "jinja2": _WORKSTATION,
+    "transformers": "pip install 'edgepose[bench]'",
     "onnxruntime": _STREAM,
     "cv2": _STREAM,
     "gi": _GSTREAMER,

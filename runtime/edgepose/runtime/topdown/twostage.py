@@ -25,6 +25,14 @@ QUALITY = "quality"
 Rows = npt.NDArray[np.integer]
 
 
+class Glance(NamedTuple):
+    """What the first look at B crops gave, and what a second one takes over from it."""
+
+    heatmaps: F32  # (B, K, h, w)
+    quality: F32  # (B,) expected OKS of the pose in the heatmaps
+    context: Mapping[str, Array]  # CONTEXT by name, (B, ...) each
+
+
 class Seen(NamedTuple):
     """What a look at B crops gave."""
 
@@ -39,7 +47,7 @@ class TwoStage:
     def __init__(self, coarse: Backend, fine: Backend, spec: Spec, limit: float) -> None:
         """`limit`: people of a lower quality are looked at again (`Spec.limit`)."""
         self._coarse, self._fine = coarse, fine
-        self._spec, self._limit = spec, limit
+        self.spec, self.limit = spec, limit
 
     def __call__(self, frame: U8, boxes: F64, box_scores: F32 | F64) -> Poses:
         """Poses of the people in `boxes` (P, 4) x, y, width, height in pixels of the BGR `frame` (H, W, 3).
@@ -48,29 +56,35 @@ class TwoStage:
         that of the box times the mean of the joints' seen.
         """
         found, kept = visible(boxes, (frame.shape[1], frame.shape[0]))
-        regions = Regions.around(found, (self._spec.width, self._spec.height))
-        heatmaps = self.look(prepare(frame, regions, self._spec)).heatmaps
+        regions = Regions.around(found, (self.spec.width, self.spec.height))
+        heatmaps = self.look(prepare(frame, regions, self.spec)).heatmaps
         scores = np.asarray(box_scores, np.float64)[kept]
-        return each_once(poses(heatmaps, regions, scores), regions, self._spec.joints())
+        return each_once(poses(heatmaps, regions, scores), regions, self.spec.joints())
 
     def look(self, crops: F32) -> Seen:
         """Normalised crops (B, 3, height, width) -> what both looks see of them, MOST of them at a time."""
         parts = [self._look(part) for part in _parts(crops)]
-        shape = (0, len(self._spec.joints()), self._spec.height // 4, self._spec.width // 4)
+        shape = (0, len(self.spec.joints()), self.spec.height // 4, self.spec.width // 4)
         nobody = Seen(np.zeros(shape, np.float32), np.zeros(0, np.float32), np.zeros(0, np.bool_))
         return Seen(*(np.concatenate(column) for column in zip(nobody, *parts, strict=True)))
 
     def _look(self, crops: F32) -> Seen:
-        first = self._coarse.run({"images": crops})
-        heatmaps, quality = _float(first["coarse_heatmaps"]), _float(first[QUALITY])
-        refined = quality < self._limit
+        glance = self.glance(crops)
+        refined = glance.quality < self.limit
         rows = np.flatnonzero(refined)
         if len(rows):
-            heatmaps[rows] = self._look_again(crops, first, rows)
-        return Seen(heatmaps, quality, refined)
+            glance.heatmaps[rows] = self.look_again(crops, glance, rows)
+        return Seen(glance.heatmaps, glance.quality, refined)
 
-    def _look_again(self, crops: F32, first: Mapping[str, Array], rows: Rows) -> F32:
-        context = {name: first[name][rows] for name in CONTEXT}
+    def glance(self, crops: F32) -> Glance:
+        """The first look at normalised crops (B, 3, height, width), at most MOST."""
+        first = self._coarse.run({"images": crops})
+        context = {name: first[name] for name in CONTEXT}
+        return Glance(_float(first["coarse_heatmaps"]), _float(first[QUALITY]), context)
+
+    def look_again(self, crops: F32, glance: Glance, rows: Rows) -> F32:
+        """The second look, at the crops [rows] of a glance -> their heatmaps (len(rows), K, h, w)."""
+        context = {name: values[rows] for name, values in glance.context.items()}
         return _float(self._fine.run({"images": crops[rows], **context})["heatmaps"])
 
 
