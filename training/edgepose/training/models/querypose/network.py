@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,21 @@ BACKBONES: dict[str, tuple[Callable[[], nn.Module], Callable[[Sequence[int], int
     "swinb": (partial(Swin, "b"), Fpn),
     "swinl": (partial(Swin, "l"), Fpn),
 }
+
+
+class Told(NamedTuple):
+    """What a box stage tells the pose stages and the next box stage; N may be fewer than all queries."""
+
+    queries: Tensor  # (B, N, C)
+    logits: Tensor  # (B, N)
+    boxes: Tensor  # (B, N, 4) input pixels
+
+    def chosen(self, best: Tensor) -> Told:
+        """Of the queries (B, n) int64 alone."""
+        C = self.queries.shape[2]
+        queries = self.queries.gather(1, best[:, :, None].expand(-1, -1, C))
+        boxes = self.boxes.gather(1, best[:, :, None].expand(-1, -1, 4))
+        return Told(queries, self.logits.gather(1, best), boxes)
 
 
 class QueryPose(nn.Module):
@@ -113,39 +128,44 @@ class QueryPose(nn.Module):
         No box stage reads what a pose stage says, so the others change nothing about these
         (specs/querypose.md section 0, item 3). Without `top_k` all queries in their own order.
         """
+        told = self.boxed(maps, sizes)
+        if self.config.top_k is not None:
+            best = told[-1].logits.topk(self.config.top_k, 1).indices
+            told = [stage.chosen(best) for stage in told]
+        return self.outputs(told[-1], self.posed(maps[0], told))
+
+    def boxed(self, maps: Sequence[Tensor], sizes: Tensor) -> list[Told]:
+        """What each box stage says of all N queries, in pictures of `sizes` (B, 2)."""
         queries, boxes = self.queries.instances(sizes.shape[0]), self.queries.first_boxes(sizes)
-        told: list[tuple[Tensor, Tensor]] = []
-        logits = boxes[..., 0]
+        told: list[Told] = []
         for stage in self.box_stages:
             regions = pooled_by_size(maps, boxes, BOX_CELLS, self.config.roi)
             queries, logits, deltas = stage(queries, regions)
             boxes = moved(boxes, deltas)
-            told.append((queries, boxes))
-        if self.config.top_k is not None:
-            logits, best = logits.topk(self.config.top_k, 1)
-            told = [(_chosen(queries, best), _chosen(boxes, best)) for queries, boxes in told]
-        return self._outputs(torch.sigmoid(logits), told[-1][1], self.posed(maps[0], told))
+            told.append(Told(queries, logits, boxes))
+        return told
 
-    def posed(self, finest: Tensor, told: Sequence[tuple[Tensor, Tensor]]) -> Joints:
-        """Joints of the B*N people that each box stage has `told` queries (B, N, C) and boxes (B, N, 4) of.
+    def posed(self, finest: Tensor, told: Sequence[Told]) -> Joints:
+        """Joints of the B*N people that the box stages have told of.
 
         Only the last stage's heads are read; the part queries run through all.
         """
-        B, N = told[0][1].shape[:2]
+        B, N = told[0].logits.shape
         parts = self.queries.of_people(B * N)
-        for stage, (queries, boxes) in zip(self.pose_stages, told, strict=True):
+        for stage, (queries, _, boxes) in zip(self.pose_stages, told, strict=True):
             # People of every size are read from the finest map (section 8).
             regions = pooled(finest, boxes, STRIDES[0], POSE_CELLS, self.config.roi)
             _, parts = stage(queries.flatten(0, 1), regions, parts)
         return cast(PoseStage, self.pose_stages[-1]).joints(parts)
 
-    def _outputs(self, person: Tensor, boxes: Tensor, joints: Joints) -> dict[str, Tensor]:
-        """The named outputs, from persons' probabilities (B, N), boxes (B, N, 4) and B*N people's joints."""
-        B, N = person.shape
-        keypoints = absolute(joints.coordinates.reshape(B, N, -1, 2), boxes)
-        sure = joints.scores.reshape(B, N, -1)
-        scores = person * sure.mean(-1)  # section 9
-        return {"scores": scores, "boxes": boxes, "keypoints": keypoints, "keypoint_scores": sure}
+    def outputs(self, told: Told, joints: Joints) -> dict[str, Tensor]:
+        """The named outputs, from what the last stages say."""
+        B, N = told.logits.shape
+        K = joints.coordinates.shape[1]
+        keypoints = absolute(joints.coordinates.reshape(B, N, K, 2), told.boxes)
+        sure = joints.scores.reshape(B, N, K)
+        scores = torch.sigmoid(told.logits) * sure.mean(-1)  # section 9
+        return {"scores": scores, "boxes": told.boxes, "keypoints": keypoints, "keypoint_scores": sure}
 
     # Training.
 
@@ -157,7 +177,7 @@ class QueryPose(nn.Module):
         for box_stage, pose_stage in zip(self.box_stages, self.pose_stages, strict=True):
             regions = pooled_by_size(maps, boxes, BOX_CELLS, self.config.roi)
             queries, logits, deltas = box_stage(queries, regions)
-            told = moved(boxes, deltas)
+            told = moved(boxes, deltas)  # with a gradient, which ends at the next stage
             boxes = told.detach()
             matches = matched(logits, boxes, targets, sizes)
             rows = self._rows(matches, targets)
@@ -216,8 +236,3 @@ class QueryPose(nn.Module):
             for stage in self.pose_stages:
                 cast(PoseStage, stage).instance = Instance(config) if full else None
         return loaded
-
-
-def _chosen(values: Tensor, best: Tensor) -> Tensor:
-    """(B, N, X) -> (B, n, X) at indices (B, n)."""
-    return values.gather(1, best[:, :, None].expand(-1, -1, values.shape[2]))
