@@ -16,14 +16,17 @@ import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from edgepose.training.models import build
 from edgepose.training.models.backbones.swin import relative_positions
 from edgepose.training.models.querypose.box_stage import BoxStage
 from edgepose.training.models.querypose.flow import Flow
+from edgepose.training.models.querypose.losses import Learned, Loss
 from edgepose.training.models.querypose.network import QueryPose, Told
 from edgepose.training.models.querypose.pose_stage import Joints, PoseStage
 from edgepose.training.models.querypose.published import named_here
+from edgepose.training.models.querypose.targets import Targets
 
 GOLDEN = Path(__file__).parents[3] / "shared/golden/querypose"
 needs_golden = pytest.mark.skipif(
@@ -113,14 +116,13 @@ def golden_images(case: str) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def recorded(**modules: nn.Module) -> Iterator[dict[str, Any]]:
-    """What each module gives out, by the name it is passed under; its second input as NAME_in."""
+    """What each module was given, as NAME_in, and gave out, by the name it is passed under."""
     seen: dict[str, Any] = {}
     hooks = []
     for name, module in modules.items():
 
         def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any, name: str = name) -> None:
-            seen[name] = output
-            seen[f"{name}_in"] = inputs[-1] if len(inputs) == 1 else inputs[1]
+            seen[name], seen[f"{name}_in"] = output, inputs
 
         hooks.append(module.register_forward_hook(hook))
     yield seen
@@ -200,7 +202,7 @@ def compare_boxes(network: QueryPose, maps: list[Tensor], sizes: Tensor, check: 
     assert isinstance(first, BoxStage)
     with recorded(stage=first, attention=first.attention, dyn=first.interaction) as seen:
         told = network.boxed(maps, sizes)
-    check.sampled("s0_box_roi", seen["stage_in"], 5, 16)
+    check.sampled("s0_box_roi", seen["stage_in"][1], 5, 16)
     check.same("s0_box_selfattn", seen["attention"].transpose(0, 1))
     check.sampled("s0_box_dyn", seen["dyn"], 4)
     for index, stage in enumerate(told):
@@ -220,7 +222,7 @@ def compare_poses(network: QueryPose, finest: Tensor, told: list[Told], check: C
         inside["dyn"] = first.instance.interaction
     with recorded(**inside, **{f"stage{index}": stage for index, stage in enumerate(stages)}) as seen:
         joints = network.posed(finest, told)
-    check.people("s0_pose_roi", seen["stage0_in"], 10, 16)
+    check.people("s0_pose_roi", seen["stage0_in"][1], 10, 16)
     check.people("s0_pose_convs", seen["convs"], 10, 16)
     check.people("s0_pose_up", torch.relu(seen["up"]), 20, 32)
     check.people("s0_lsa_logits", seen["lsa"], 20)
@@ -298,6 +300,95 @@ def test_a_tenth_of_the_queries_says_what_the_authors_say(case: str) -> None:
 
 @needs_golden
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # half a minute of one core, which may have to be shared
 @pytest.mark.parametrize("case", CASES)
 def test_all_queries_say_what_the_authors_say(case: str) -> None:
     assert compare(case, 1) == set()
+
+
+# Training.
+
+TRAINED = "train_r50_full"
+LOSS, GRADIENT = 1e-3, 1e-2
+TERMS = {"score": "loss_ce", "overlap": "loss_giou", "box": "loss_bbox", "joints": "loss_kps"}
+
+
+def golden_targets() -> Targets:
+    """Of two pictures, padded to the same number of people."""
+    arrays = golden_arrays(TRAINED)
+    boxes = [torch.from_numpy(arrays[f"gt{image}_boxes"]) for image in (0, 1)]
+    joints = [torch.from_numpy(arrays[f"gt{image}_kpts"]) for image in (0, 1)]
+    stacked = pad_sequence(joints, batch_first=True)
+    valid = torch.arange(stacked.shape[1]) < torch.tensor([len(people) for people in boxes])[:, None]
+    return Targets(pad_sequence(boxes, batch_first=True), stacked[..., :2], stacked[..., 2] > 0, valid)
+
+
+def compare_stage(index: int, stage: Learned, seen: dict[str, Any], check: Comparison) -> None:
+    """One stage of training: whom it finds, where, and what it hands on."""
+    image, query, person = stage.matches
+    for number in (0, 1):
+        for name, found in (("pred", query), ("gt", person)):
+            assert (
+                found[image == number].tolist() == check.arrays[f"match_s{index}_img{number}_{name}"].tolist()
+            )
+    check.same(f"s{index}_logits", stage.logits.detach()[..., None])
+    check.same(f"s{index}_boxes", stage.boxes.detach(), PIXELS)
+    joints = torch.cat([stage.joints.coordinates, stage.joints.scores[..., None]], -1)
+    check.same(f"s{index}_kpts", joints.detach())
+    check.same(f"s{index}_sigma", stage.joints.deviations.detach())
+    before = seen[f"box{index}"].queries.detach()
+    renewed, parts = seen[f"pose{index}"]
+    after = before.index_put((image, query), renewed.detach())
+    if index < 5:
+        assert torch.equal(seen[f"box{index + 1}_in"][0], after)
+    check.same(f"s{index}_obj_before_pose", before.flatten(0, 1)[None, ::4])
+    check.same(f"s{index}_obj_after_pose", after.flatten(0, 1)[None, ::4])
+    check.same(f"s{index}_partq", parts.detach().transpose(0, 1))
+
+
+def compare_gradients(network: QueryPose, check: Comparison) -> None:
+    """Norms of all, and some in full; no norm where nothing was read."""
+    gradients = {key: value.grad for key, value in network.named_parameters() if value.requires_grad}
+    lines = (GOLDEN / f"{TRAINED}_gradnorms.txt").read_text().splitlines()
+    norms = {ours: norm for key, norm in map(str.split, lines) if (ours := named_here(key)) is not None}
+    assert norms.keys() == gradients.keys()
+    for key, gradient in gradients.items():
+        assert gradient is not None
+        expected = 0.0 if norms[key] == "none" else float(norms[key])
+        if not key.endswith("embedding.attend.bias"):  # softmax takes no notice of it: 0 but for rounding
+            assert gradient.norm().item() == pytest.approx(expected, rel=GRADIENT), key
+    total = torch.stack([gradient.double().norm() for gradient in gradients.values() if gradient is not None])
+    assert total.norm().item() == pytest.approx(float(check.arrays["grad_norm_total"]), rel=GRADIENT)
+    for name in (name for name in check.arrays if name.startswith("grad/")):
+        gradient, expected = gradients[str(named_here(name[5:]))], torch.from_numpy(check.arrays[name])
+        assert gradient is not None
+        assert (gradient - expected).norm() < GRADIENT * expected.norm(), name
+    for name in (name for name in check.arrays if name.startswith("after/")):
+        check.same(name, network.state_dict()[str(named_here(name[6:]))])
+
+
+@needs_golden
+def test_a_training_step_is_the_authors() -> None:
+    """Matching, all 24 losses, every gradient and the statistics, with the authors' bookkeeping."""
+    network, check = golden_network("querypose_r50_full").train(), Comparison(TRAINED, 1)
+    pictures = [rule("make_image")(5, 256, 320), rule("make_image")(6, 224, 288)]
+    for number, picture in enumerate(pictures):
+        assert zlib.crc32(picture.tobytes()) == check.arrays[f"img{number}_crc32"]
+    images, sizes = golden_batch(pictures)
+    targets = golden_targets()
+    hooked = {f"box{i}": stage for i, stage in enumerate(network.box_stages)}
+    hooked |= {f"pose{i}": stage for i, stage in enumerate(network.pose_stages)}
+    with recorded(**hooked) as seen:
+        outputs = network(images, targets, sizes)
+    for index, stage in enumerate(outputs.stages):
+        compare_stage(index, stage, seen, check)
+    terms = Loss()(outputs, targets)
+    assert len(terms) == 24
+    for name, term in terms.items():
+        kind, index = name.split("_")
+        golden = f"loss/{TERMS[kind]}" + ("" if index == "5" else f"_{index}")
+        assert term.item() == pytest.approx(float(check.arrays[golden]), rel=LOSS), name
+    total = torch.stack(list(terms.values())).sum()
+    assert total.item() == pytest.approx(float(check.arrays["loss_total"]), rel=LOSS)
+    total.backward()
+    compare_gradients(network, check)
