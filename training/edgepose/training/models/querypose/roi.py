@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -20,15 +22,16 @@ STRIDES = (4, 8, 16, 32)  # input pixels a pixel of each map
 COARSER = (112.0, 224.0, 448.0)
 
 
+Pool = Callable[[Tensor, int], Tensor]  # a map (B, C, H, W) and its stride -> what lies in the boxes
+
+
 def pooled(features: Tensor, boxes: Tensor, stride: int, cells: int, roi: Roi) -> Tensor:
     """(B, C, H, W) in boxes (B, N, 4) of input pixels -> (B*N, C, cells, cells), image by image.
 
     `roi` is the operator in a graph that is being exported; the numbers are the same. Boxes get a gradient of
     what they show, as in the goldens; torchvision's operator, with which the authors trained, passes none.
     """
-    if roi == "roialign" and torch.onnx.is_in_onnx_export():
-        return _by_roi_align(features, boxes, stride, cells)
-    return _by_grid_sample(features.to(boxes.dtype), boxes, stride, cells)
+    return _pool(boxes, cells, roi)(features, stride)
 
 
 def pooled_by_size(maps: Sequence[Tensor], boxes: Tensor, cells: int, roi: Roi) -> Tensor:
@@ -38,54 +41,60 @@ def pooled_by_size(maps: Sequence[Tensor], boxes: Tensor, cells: int, roi: Roi) 
     depend on the data.
     """
     side = area(boxes).clamp(min=0).sqrt().flatten()[:, None, None, None]  # (B*N, 1, 1, 1)
-    coarser = [(side >= limit).to(side.dtype) for limit in COARSER]
-    reached = [torch.ones_like(side), *coarser, torch.zeros_like(side)]
-    total = torch.zeros_like(side)
-    for level, (features, stride) in enumerate(zip(maps, STRIDES, strict=True)):
-        share = reached[level] - reached[level + 1]
-        total = total + share * pooled(features, boxes, stride, cells, roi)
-    return total
+    reached = [torch.ones_like(side), *((side >= limit).to(side.dtype) for limit in COARSER)]
+    shares = [*(here - further for here, further in pairwise(reached)), reached[-1]]
+    pool = _pool(boxes, cells, roi)
+    levels = [share * pool(*level) for share, *level in zip(shares, maps, STRIDES, strict=True)]
+    return levels[0] + levels[1] + levels[2] + levels[3]
 
 
-def _by_grid_sample(features: Tensor, boxes: Tensor, stride: int, cells: int) -> Tensor:
+def _pool(boxes: Tensor, cells: int, roi: Roi) -> Pool:
+    if roi == "roialign" and torch.onnx.is_in_onnx_export():
+        return partial(_by_roi_align, boxes, _images(boxes), cells)
+    return partial(_by_grid_sample, _samples(boxes, cells))
+
+
+def _samples(boxes: Tensor, cells: int) -> Tensor:
+    """(B, N, 2, 2*cells) input pixels: where two samples a cell lie along x and along y."""
+    low, high = boxes[..., None].split(2, 2)
+    steps = torch.arange(2 * cells, device=boxes.device, dtype=boxes.dtype) + 0.5
+    return low + (high - low) / (2 * cells) * steps
+
+
+def _by_grid_sample(samples: Tensor, features: Tensor, stride: int) -> Tensor:
     """All boxes of an image in one GridSample, then means of 2x2 samples."""
     B, C, H, W = features.shape
-    N = boxes.shape[1]
-    placed = boxes / stride - 0.5
-    x = _samples(placed[..., 0], placed[..., 2], cells)  # (B, N, 2 cells)
-    y = _samples(placed[..., 1], placed[..., 3], cells)
-    known = _known(y, H)[..., :, None] * _known(x, W)[..., None, :]  # (B, N, 2 cells, 2 cells)
-    across = (x * (2 / max(W - 1, 1)) - 1)[..., None, :].expand_as(known)
-    down = (y * (2 / max(H - 1, 1)) - 1)[..., :, None].expand_as(known)
-    grid = torch.stack([across, down], -1).flatten(1, 2)
-    sampled = functional.grid_sample(features, grid, "bilinear", "border", align_corners=True)
-    means = functional.avg_pool2d(sampled * known.flatten(1, 2)[:, None], 2)  # (B, C, N*cells, cells)
-    return means.reshape(B, C, N, cells, cells).transpose(1, 2).flatten(0, 1)
+    N, count = samples.shape[1], samples.shape[3]
+    sides = samples.new_tensor([[W], [H]])
+    placed = samples / stride - 0.5
+    # A sample more than a pixel outside counts 0; nearer, it is the border's value.
+    known = ((placed >= -1) & (placed <= sides)).to(placed.dtype)
+    placed = placed * (2 / (sides - 1).clamp(min=1)) - 1  # -1 and 1 are the centres of the outermost pixels
+    x, y = placed[:, :, 0, None, :], placed[:, :, 1, :, None]
+    shape = (B, N, count, count)
+    grid = torch.stack([x.expand(shape), y.expand(shape)], -1).flatten(1, 2)
+    known = (known[:, :, 0, None, :] * known[:, :, 1, :, None]).flatten(1, 2)[:, None]
+    values = functional.grid_sample(features.to(grid.dtype), grid, "bilinear", "border", align_corners=True)
+    means = functional.avg_pool2d(values * known, 2)  # (B, C, N*cells, cells)
+    return means.reshape(B, C, N, count // 2, count // 2).transpose(1, 2).flatten(0, 1)
 
 
-def _samples(low: Tensor, high: Tensor, cells: int) -> Tensor:
-    """(..., 2*cells) places of two samples a cell between `low` and `high` (...)."""
-    steps = torch.arange(2 * cells, device=low.device, dtype=low.dtype) + 0.5
-    return low[..., None] + ((high - low) / (2 * cells))[..., None] * steps
+def _images(boxes: Tensor) -> Tensor:
+    """(B*N,) int64: which image each box is of."""
+    B, N = boxes.shape[:2]
+    return torch.arange(B, device=boxes.device, dtype=torch.int32)[:, None].expand(B, N).flatten().long()
 
 
-def _known(places: Tensor, length: int) -> Tensor:
-    """1 where a sample counts, 0 where it is more than a pixel outside a map of `length` pixels."""
-    return ((places >= -1) & (places <= length)).to(places.dtype)
-
-
-def _by_roi_align(features: Tensor, boxes: Tensor, stride: int, cells: int) -> Tensor:
+def _by_roi_align(boxes: Tensor, images: Tensor, cells: int, features: Tensor, stride: int) -> Tensor:
     """ONNX's own operator, for the exporter alone."""
     if not hasattr(torch.onnx, "ops"):
         raise EdgeposeError(
             f"torch {torch.__version__} cannot write RoiAlign into a graph; install torch 2.8 or newer, "
             "or build the model with roi=gridsample"
         )
-    B, N = boxes.shape[:2]
-    image = torch.arange(B, device=boxes.device, dtype=torch.int32)[:, None].expand(B, N).flatten()
     return torch.onnx.ops.symbolic(
         "RoiAlign",
-        (features, boxes.flatten(0, 1), image.long()),
+        (features, boxes.flatten(0, 1), images),
         {
             "mode": "avg",
             "coordinate_transformation_mode": "half_pixel",
@@ -95,6 +104,6 @@ def _by_roi_align(features: Tensor, boxes: Tensor, stride: int, cells: int) -> T
             "spatial_scale": 1 / stride,
         },
         dtype=features.dtype,
-        shape=(B * N, features.shape[1], cells, cells),
+        shape=(images.shape[0], features.shape[1], cells, cells),
         version=16,
     )
