@@ -89,10 +89,10 @@ def load_published(model: nn.Module, checkpoint: str | Path) -> None:
 
 
 def load_backbone(model: nn.Module, checkpoint: str | Path) -> None:
-    """Start the model's backbone from published ImageNet weights, strictly; its neck and heads stay random.
+    """Start the model's backbone from published weights, strictly; its neck and heads stay random.
 
-    Reads the files of torchvision's ResNet, of HRNet (classification), of DLA and of Swin, but for their
-    classifier.
+    Reads the files of torchvision's ResNet, of HRNet (classification or pose), of DLA and of Swin, but for
+    their last layers.
     Raises EdgeposeError when the file does not fit or cannot be read, or when no weights fit the backbone.
     """
     path = Path(checkpoint)

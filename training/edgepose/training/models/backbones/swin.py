@@ -96,7 +96,8 @@ class SwinBlock(nn.Module):
     def forward(self, cells: Tensor) -> Tensor:
         """(B, H, W, C) -> the same shape."""
         cells = cells + self.drop_path(self.attend(self.norm1(cells)))
-        return cells + self.drop_path(self.mlp(self.norm2(cells)))
+        out: Tensor = cells + self.drop_path(self.mlp(self.norm2(cells)))
+        return out
 
     def attend(self, cells: Tensor) -> Tensor:
         """(B, H, W, C) -> the same shape; padded to whole windows inside."""

@@ -13,15 +13,15 @@ SMALLEST_AREA = 1e-9  # square pixels, so that two empty boxes divide
 
 def corners(centred: Tensor) -> Tensor:
     """(..., 4) centre x, centre y, width, height -> x0, y0, x1, y1."""
-    centre, size = centred.split(2, -1)
+    centre, size = centred.chunk(2, -1)
     return torch.cat([centre - size / 2, centre + size / 2], -1)
 
 
 def moved(boxes: Tensor, deltas: Tensor) -> Tensor:
     """Boxes after a stage's `deltas` (..., 4): centre in half sides, then sides in logarithms (section 7)."""
-    low, high = boxes.split(2, -1)
+    low, high = boxes.chunk(2, -1)
     size = high - low
-    step, growth = deltas.split(2, -1)
+    step, growth = deltas.chunk(2, -1)
     centre = low + size / 2 + step / 2 * size
     return corners(torch.cat([centre, size * growth.clamp(max=LARGEST_STEP).exp()], -1))
 

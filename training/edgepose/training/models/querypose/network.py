@@ -10,7 +10,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -43,13 +42,14 @@ from edgepose.training.models.weights import require_fit
 log = logging.getLogger(__name__)
 
 # A body and the pyramid on it, by the backbone's name (section 1).
-BACKBONES: dict[str, tuple[Callable[[], nn.Module], Callable[[Sequence[int], int], nn.Module]]] = {
-    "resnet50": (lambda: frozen(ResNet(50)), Fpn),
-    "hrnet32": (partial(HrNet, 32), HrFpn),
-    "hrnet48": (partial(HrNet, 48), HrFpnV1),
-    "swint": (partial(Swin, "t"), Fpn),
-    "swinb": (partial(Swin, "b"), Fpn),
-    "swinl": (partial(Swin, "l"), Fpn),
+BACKBONES: dict[str, tuple[Callable[[Config], Any], Callable[[Sequence[int], int], nn.Module]]] = {
+    "residual": (lambda config: Residuals(config.widths), Fpn),
+    "resnet50": (lambda _: frozen(ResNet(50)), Fpn),
+    "hrnet32": (lambda _: HrNet(32), HrFpn),
+    "hrnet48": (lambda _: HrNet(48), HrFpnV1),
+    "swint": (lambda _: Swin("t"), Fpn),
+    "swinb": (lambda _: Swin("b"), Fpn),
+    "swinl": (lambda _: Swin("l"), Fpn),
 }
 
 
@@ -74,12 +74,8 @@ class QueryPose(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        body: Any
-        if config.backbone == "residual":
-            body, neck = Residuals(config.widths), Fpn
-        else:
-            make, neck = BACKBONES[config.backbone]
-            body = make()
+        make, neck = BACKBONES[config.backbone]
+        body = make(config)
         self.backbone = nn.Sequential(OrderedDict(body=body, neck=neck(body.widths, config.channels)))
         self.queries = Queries(config, len(PARTS[config.skeleton]))
         self.box_stages = nn.ModuleList(BoxStage(config) for _ in range(config.stages))
@@ -93,7 +89,7 @@ class QueryPose(nn.Module):
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
         for stage in self.box_stages:
-            stage.start()
+            cast(BoxStage, stage).start()
         self.flow.start()
 
     def forward(
@@ -187,7 +183,7 @@ class QueryPose(nn.Module):
             parts = parts.index_copy(0, rows, now.to(parts.dtype))
             if self.config.reference:
                 queries = queries.index_put((matches.image, matches.query), renewed.to(queries.dtype))
-            joints = pose_stage.joints(now)
+            joints = cast(PoseStage, pose_stage).joints(now)
             aim = aim_of(boxes[matches.image, matches.query], matches, targets)
             stages.append(Learned(logits, told, matches, joints, aim, self._log_phi(joints, aim)))
         return Outputs(stages, sizes)

@@ -44,8 +44,10 @@ def pooled_by_size(maps: Sequence[Tensor], boxes: Tensor, cells: int, roi: Roi) 
     reached = [torch.ones_like(side), *((side >= limit).to(side.dtype) for limit in COARSER)]
     shares = [*(here - further for here, further in pairwise(reached)), reached[-1]]
     pool = _pool(boxes, cells, roi)
-    levels = [share * pool(*level) for share, *level in zip(shares, maps, STRIDES, strict=True)]
-    return levels[0] + levels[1] + levels[2] + levels[3]
+    total = torch.zeros_like(side)
+    for share, features, stride in zip(shares, maps, STRIDES, strict=True):
+        total = total + share * pool(features, stride)
+    return total
 
 
 def _pool(boxes: Tensor, cells: int, roi: Roi) -> Pool:
@@ -56,9 +58,10 @@ def _pool(boxes: Tensor, cells: int, roi: Roi) -> Pool:
 
 def _samples(boxes: Tensor, cells: int) -> Tensor:
     """(B, N, 2, 2*cells) input pixels: where two samples a cell lie along x and along y."""
-    low, high = boxes[..., None].split(2, 2)
+    low, high = boxes[..., :2, None], boxes[..., 2:, None]
     steps = torch.arange(2 * cells, device=boxes.device, dtype=boxes.dtype) + 0.5
-    return low + (high - low) / (2 * cells) * steps
+    places: Tensor = low + (high - low) / (2 * cells) * steps
+    return places
 
 
 def _by_grid_sample(samples: Tensor, features: Tensor, stride: int) -> Tensor:
