@@ -47,6 +47,7 @@ SOURCE = {
     "onnxsim": _WORKSTATION,
     "onnxscript": _WORKSTATION,
     "lightning_fabric": _WORKSTATION,
+    "scipy": _WORKSTATION,
     "safetensors": _WORKSTATION,
     "pydantic": _WORKSTATION,
     "yaml": _WORKSTATION,
