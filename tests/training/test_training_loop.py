@@ -30,7 +30,6 @@ from edgepose.training.run import RESULT, train_and_score
 from edgepose.training.sections import Recipe
 from edgepose.training.verb_train import train
 
-
 FAMILIES = ("qrpose_smoke", "sharpose_smoke")
 
 
