@@ -41,6 +41,12 @@ def check_name(name: str) -> None:
         raise EdgeposeError(f"unknown model {name!r}; {hint}")
 
 
+def family_of(name: str) -> str:
+    """`qrpose` for `qrpose_tiny`. Raises EdgeposeError naming the nearest known model for an unknown one."""
+    check_name(name)
+    return name.partition("_")[0]
+
+
 def build(name: str, **options: Any) -> nn.Module:
     """The trainable network, randomly initialised; `eval()` gives the graph of DESIGN.md section 4."""
     check_name(name)
