@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from edgepose.training.models.sharpose.transformer import Attention
+from edgepose.training.models.attention import Attention
 
 if TYPE_CHECKING:
     from edgepose.training.models.sharpose.network import SharPose
