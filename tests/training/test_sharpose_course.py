@@ -15,9 +15,13 @@ from edgepose.calibration.dataset import open_dataset
 from edgepose.calibration.score import evaluate
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.skeleton import COCO17
+from edgepose.training.batch import normalised
 from edgepose.training.crops import Crops
 from edgepose.training.families.sharpose import SharPoseCourse, SharPoseRecipe, layer_of
 from edgepose.training.models.sharpose import build
+from edgepose.training.models.sharpose.guide import guidance, tokens_at, watched
+from edgepose.training.models.sharpose.scratch import waves
+from edgepose.training.order import index_at
 from edgepose.training.recipe import open_recipe, parse_recipe
 from edgepose.training.topdown_data import croppable
 from edgepose.training.topdown_evaluation import EVERYBODY, NOBODY, curve, looks_at, operating, two_stage
@@ -45,7 +49,8 @@ def course(**changes: str) -> SharPoseCourse:
 
 def test_rates_are_the_published_ones_of_base() -> None:
     """The figures of specs/sharpose.md section 5: 0.75 for each of 13 layers below the head."""
-    base = build("sharpose_base_256x192")
+    with torch.device("meta"):
+        base = build("sharpose_base_256x192")
     settings = open_recipe("sharpose_base_256x192")
     assert isinstance(settings, SharPoseRecipe)
     names = {id(parameter): name for name, parameter in base.named_parameters()}
@@ -130,15 +135,8 @@ def test_crops_follow_from_the_number_alone() -> None:
         assert a_id == b_id
         np.testing.assert_array_equal(a.image, b.image)
         np.testing.assert_array_equal(a.joints, b.joints)
-    shown = [first._subjects[index].person for index in map(first_index(first), range(len(first)))]
-    assert {id(person) for person in shown} == {id(subject.person) for subject in first._subjects}
+    assert {index_at(ordinal, len(first), 3) for ordinal in range(len(first))} == set(range(len(first)))
     assert not np.array_equal(first[0][0].image, first[len(first)][0].image)
-
-
-def first_index(crops: Crops) -> Any:
-    from edgepose.training.order import index_at
-
-    return lambda ordinal: index_at(ordinal, len(crops), 3)
 
 
 def test_processes_share_the_people_out() -> None:
@@ -241,3 +239,91 @@ def test_layers_are_counted_from_what_feeds_the_blocks() -> None:
     assert layer_of("backbone.pos_embed_list.0", 4) == 0
     assert layer_of("backbone.blocks.3.norm1.weight", 4) == 4
     assert layer_of("backbone.norm.weight", 4) == 5
+
+
+def plain_token(x: int, y: int, order: list[int], fine: bool) -> int:
+    """Which token shows the heatmap pixel, by walking over the fine look's tokens one by one."""
+    column, row = x // 8, y // 8  # 32 crop pixels
+    if not fine:
+        return row * 3 + column
+    tokens = []
+    for cell in order[:5]:
+        r, c = divmod(cell, 3)
+        tokens += [(2 * r + i, 2 * c + j) for i in (0, 1) for j in (0, 1)]
+    sharp = (y // 4, x // 4)
+    if sharp in tokens:
+        return tokens.index(sharp)
+    return len(tokens) + order[5:].index(row * 3 + column)
+
+
+def test_every_place_has_its_token_in_both_looks() -> None:
+    config = build("sharpose_tiny_128x96").config
+    order = torch.stack([torch.randperm(12) for _ in range(3)])
+    places = torch.stack(torch.meshgrid(torch.arange(24), torch.arange(32), indexing="ij"), -1).flatten(0, 1)
+    coarse, fine = tokens_at(places.expand(3, -1, 2), order, config)
+    for person in range(3):
+        ranking = order[person].tolist()
+        for index, (x, y) in enumerate(places.tolist()):
+            assert coarse[person, index] == plain_token(x, y, ranking, fine=False)
+            assert fine[person, index] == plain_token(x, y, ranking, fine=True)
+
+
+def test_guidance_teaches_the_tokens_to_look_at_their_joints() -> None:
+    """A few steps on one batch: the attention paid to the right cell rises, in both looks."""
+    plan = course()
+    model, batch = plan.fresh_model().train(), next(iter(plan.batches(0)))
+    plan.begin(model)
+    config = model.config
+    images = normalised(batch.images, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    optimizer, missed = torch.optim.Adam(model.parameters(), 3e-3), []
+    for _ in range(12):
+        with watched(model.backbone.blocks) as seen:
+            order = model(images)["region_order"]
+        assert len(seen) == 2 * config.depth
+        loss = guidance(seen, order, batch.targets, config)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        missed.append(float(loss.detach()))
+    assert missed[-1] < 0.8 * missed[0]
+    model(images)
+    assert len(seen) == 2 * config.depth  # nobody listens any more
+
+
+def test_the_guidance_falls_to_nothing_when_the_quality_begins() -> None:
+    guided = {"quality_start: 0.4": "quality_start: 0.4, guidance: 0.5", "steps: 5": "steps: 10"}
+    plan = course(**guided, **{"seed: 3": "seed: 3\nnetwork: {drop_path: 0}"})
+    model = plan.fresh_model().train()
+    plan.begin(model)
+    batch = next(iter(plan.batches(0)))
+    terms = [plan.terms(model, batch, step) for step in range(10)]
+    names = ["guidance" in term for term in terms]
+    assert names == [True] * 4 + [False] * 6
+    values = [float(term["guidance"].detach()) for term in terms[:4]]
+    assert values == pytest.approx([values[0] * left for left in (1, 0.75, 0.5, 0.25)], rel=1e-4)
+    assert "guidance" not in course().terms(model, batch, 0)
+
+
+def test_from_scratch_joints_and_places_are_told_apart() -> None:
+    """With the authors' zeros all joints have one heatmap, and a picture's cells may change places."""
+    plan = course()
+    torch.manual_seed(0)
+    model = plan.fresh_model().eval()
+    crops = torch.randn(2, 3, 128, 96)
+    moved = torch.cat([crops[:, :, 32:], crops[:, :, :32]], 2)
+    with torch.no_grad():
+        zeros, again = model(crops, threshold=9.0)["heatmaps"], model(moved, threshold=9.0)["heatmaps"]
+        torch.testing.assert_close(zeros[:, 1:], zeros[:, :1].expand(-1, 16, -1, -1))
+        torch.testing.assert_close(zeros, again, atol=1e-5, rtol=0)
+        plan.begin(model)
+        begun, other = model(crops, threshold=9.0)["heatmaps"], model(moved, threshold=9.0)["heatmaps"]
+    apart = (begun[:, :, None] - begun[:, None]).abs().amax((0, 3, 4)) + torch.eye(17)
+    assert apart.min() > 1e-3
+    assert (begun - other).abs().max() > 1e-3
+
+
+def test_no_two_cells_have_the_same_place() -> None:
+    table = waves((6, 8), 64)[0]
+    assert table.shape == (48, 64)
+    assert torch.cdist(table, table).add(9 * torch.eye(48)).min() > 0.5
+    assert waves((6, 8), 66).shape == (1, 48, 66)

@@ -13,12 +13,14 @@ from edgepose.runtime.spec import Spec
 from edgepose.training.batch import normalised
 from edgepose.training.crops import Collate, CropBatch, CropData, CropRecipe, Crops
 from edgepose.training.families.course import Course, Group
-from edgepose.training.models import build
+from edgepose.training.models.sharpose import config_of
+from edgepose.training.models.sharpose.guide import guidance, watched
 from edgepose.training.models.sharpose.losses import Loss, Targets, quality_weight
 from edgepose.training.models.sharpose.mae import load_mae
-from edgepose.training.models.sharpose.network import SharPose
+from edgepose.training.models.sharpose.network import Backbone, SharPose
+from edgepose.training.models.sharpose.scratch import start_from_scratch
 from edgepose.training.order import loader
-from edgepose.training.sections import Fraction, Schedule, Section
+from edgepose.training.sections import Fraction, NonNegative, Schedule, Section
 from edgepose.training.topdown_evaluation import score_two_stage
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -54,12 +56,15 @@ class SharPoseSchedule(Schedule):
 
     layer_decay: Share = 1.0
     quality_start: Fraction = 0.857  # of the steps, before which no quality is learnt: 180 of 210 epochs
+    guidance: NonNegative = 0.0  # weight, falling to 0 until `quality_start`, of looking where the joints are
 
 
 class SharPoseRecipe(CropRecipe):
     """A whole run of SHaRPose."""
 
-    mae: str | None = None  # a file of a vision transformer's MAE weights to start the blocks from
+    mae: str | None = (
+        None  # a file of a vision transformer's MAE weights to start the blocks from; null: scratch
+    )
     # reference: with the authors' two slips (16 of 17 rows mined, rows and columns swapped in the OKS)
     rules: Literal["corrected", "reference"] = "corrected"
     network: Network = Network()
@@ -84,7 +89,8 @@ class SharPoseCourse(Course[SharPoseRecipe, CropBatch]):
     def __init__(self, recipe: SharPoseRecipe, rank: int) -> None:
         super().__init__(recipe, rank)
         self._loss = Loss(recipe.rules == "reference")
-        self._config = self.fresh_model().config
+        options = recipe.network.model_dump(exclude_none=True)
+        self._config = config_of(recipe.model, reference=recipe.rules == "reference", **options)
 
     @property
     def spec(self) -> Spec:
@@ -98,12 +104,13 @@ class SharPoseCourse(Course[SharPoseRecipe, CropBatch]):
         )
 
     def fresh_model(self) -> SharPose:
-        options = self.recipe.network.model_dump(exclude_none=True)
-        return cast(SharPose, build(self.recipe.model, reference=self.recipe.rules == "reference", **options))
+        return SharPose(self._config)
 
     def begin(self, model: nn.Module) -> None:
         if self.recipe.mae is not None:
             load_mae(cast(SharPose, model), self.recipe.mae)
+        else:
+            start_from_scratch(cast(SharPose, model))
 
     def groups(self, model: nn.Module) -> list[Group]:
         schedule, last = self.recipe.schedule, self._config.depth + 1
@@ -132,8 +139,14 @@ class SharPoseCourse(Course[SharPoseRecipe, CropBatch]):
         images = normalised(batch.images.to(device), self.spec.mean, self.spec.std)
         targets = Targets(*(value.to(device) for value in batch.targets))
         schedule = self.recipe.schedule
-        weight = quality_weight(step + 1, round(schedule.quality_start * schedule.steps))
-        return self._loss(wrapped(images), targets, weight)
+        start = round(schedule.quality_start * schedule.steps)
+        with watched(cast(Backbone, wrapped.backbone).blocks) as seen:
+            outputs = wrapped(images)
+        terms = self._loss(outputs, targets, quality_weight(step + 1, start))
+        if step < start and schedule.guidance:
+            weight = schedule.guidance * (1 - step / start)
+            terms["guidance"] = weight * guidance(seen, outputs["region_order"], targets, self._config)
+        return terms
 
     def score(self, model: nn.Module, dataset: Dataset) -> dict[str, Any]:
         return score_two_stage(cast(SharPose, model), dataset, self.spec)
