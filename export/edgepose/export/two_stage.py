@@ -45,7 +45,7 @@ def difference(expected: Outputs, actual: Outputs, cells: int) -> LookDifference
             kind = "heatmaps" if name in HEATMAPS else "context"
             high = float(np.abs(wanted).max(initial=0))
             apart = _apart(wanted, actual[name]) / (max(high, 1) if name in HEATMAPS else high or 1)
-        found[kind] = max(found[kind], apart)
+        found[kind] = float(np.maximum(found[kind], apart))  # keeps not-a-number
     return LookDifference(**found)
 
 

@@ -113,8 +113,8 @@ def verify(
         max_refined_shift / 100,
     )
     sources = Sources(opened, weights or models.shipped_weights(opened.spec.model), compressed, threads)
+    shown = _shown(dataset, opened.spec, boxes, threads)
     with artefacts(sources) as found:
-        shown = _shown(dataset, opened.spec, boxes, threads)
         ledger = ledger_of(run_all(found, shown), shown, opened.spec, gates, min_height)
     with_ledger(opened, ledger)
     if as_json:
