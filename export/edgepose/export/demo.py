@@ -19,12 +19,14 @@ from edgepose.calibration.coco import read_coco
 from edgepose.calibration.ledger import Ledger
 from edgepose.calibration.sample import Person
 from edgepose.calibration.synthetic import write_video
+from edgepose.export.dial import Curve
 from edgepose.export.streamcheck import StreamScore, score_stream
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.poses import Poses
 from edgepose.runtime.stream.client import ReceivedFrame, read_rtsp
 from edgepose.runtime.stream.lines import people_of
+from edgepose.training.models import has_weights
 
 MARKER = ".edgepose-demo"
 EVALUATION_SEED, CALIBRATION_SEED, VIDEO_SEED = 7, 11, 3
@@ -48,11 +50,18 @@ class Plan:
     calibration: int = 128  # pictures the quantizer sees
     received: int = 150  # frames the RTSP client reads back
     min_height_px: int = 48  # people lower than this are neither asked for nor counted
+    refiner: str = "sharpose_tiny_128x96"  # looks again at the people, where its weights ship
+    refined: int = 40  # pictures that it is measured on
 
     @property
     def evaluation(self) -> str:
         """The held-out pictures; no other step sees them."""
-        return f"synthetic:count={self.pictures},seed={EVALUATION_SEED}"
+        return held_out(self.pictures)
+
+
+def held_out(count: int) -> str:
+    """The first pictures of those that are evaluated."""
+    return f"synthetic:count={count},seed={EVALUATION_SEED}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +83,7 @@ class Outcome:
     calibration: dict[str, Any]
     bundle: Bundle
     ledger: Ledger
+    curve: Curve | None  # of refining the people with a second network
     streamed: Streamed
 
 
@@ -124,8 +134,17 @@ def run(plan: Plan, announce: Callable[[str], None]) -> Outcome:
     gates = ("--min-height", plan.min_height_px, "--compressed", plan.out / "compressed")
     text = commands.run("verify", bundle, "--data", plan.evaluation, *gates, "--json", may_fail=True)
     ledger = Ledger.from_dict(json.loads(text), f"{bundle}/ledger.json")
+    curve = _refine(plan, commands) if has_weights(plan.refiner) else None
     streamed = _stream(plan, commands)
-    return Outcome(plan, tuple(commands.lines), calibration, Bundle.open(bundle), ledger, streamed)
+    return Outcome(plan, tuple(commands.lines), calibration, Bundle.open(bundle), ledger, curve, streamed)
+
+
+def _refine(plan: Plan, commands: Commands) -> Curve:
+    refiner = plan.out / "refiner"
+    commands.run("export", plan.refiner, "--out", refiner)
+    data = ("--data", held_out(plan.refined), "--min-height", plan.min_height_px)
+    text = commands.run("dial", plan.out / "bundle", refiner, *data, "--json")
+    return Curve.from_dict(json.loads(text))
 
 
 def _compress_and_export(plan: Plan, commands: Commands) -> dict[str, Any]:

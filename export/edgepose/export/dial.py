@@ -21,6 +21,7 @@ from edgepose.runtime.topdown.cascade import INFINITE, Cascade, Dial, Refined
 from edgepose.runtime.topdown.pair import Pair
 
 VERSION = 1
+HEAD = ("AP", "Δ AP", "95 % interval", "mean ms", "95 % ms", "looked", "twice", "ρ", "ECE")
 PROBED = 12  # pictures that tell which budgets are worth a try
 STEPS = (0.25, 0.5, 0.75)  # of the way from the time of the first network alone to that of both for everybody
 
@@ -173,7 +174,7 @@ def table(curve: Curve) -> Table:
     )
     result.caption_justify, result.caption_style = "left", "dim"
     result.add_column("policy, budget", no_wrap=True)
-    for name in ("AP", "Δ AP", "95 % interval", "mean ms", "95 % ms", "looked", "twice", "ρ", "ECE"):
+    for name in HEAD:
         result.add_column(name, justify="right", no_wrap=True)
     for point in curve.points:
         result.add_row(point.name, *cells(point, curve.points[0]))
@@ -181,7 +182,7 @@ def table(curve: Curve) -> Table:
 
 
 def cells(point: Point, never: Point) -> tuple[str, ...]:
-    """The figures of a line."""
+    """The figures of a line under HEAD."""
     change = between = ""
     if point.difference is not None:
         change = f"{100 * (point.score.ap - never.score.ap):+.1f}"

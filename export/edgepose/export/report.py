@@ -14,7 +14,7 @@ import numpy as np
 
 from edgepose.calibration.dataset import open_dataset
 from edgepose.calibration.ledger import Ledger, Row
-from edgepose.export import plots
+from edgepose.export import dial, plots
 from edgepose.export.demo import Outcome, Streamed
 from edgepose.export.streamcheck import GOOD_OKS
 from edgepose.runtime.backend import open_backend
@@ -103,6 +103,7 @@ def _content(outcome: Outcome) -> dict[str, Any]:
         ),
         "ledger_rows": [_cells(row, ledger) for row in ledger.rows],
         "plots": _plots(outcome),
+        "refining": None if outcome.curve is None else _refining(outcome.curve),
         "pictures": list(_side_by_side(outcome)),
         "calibration": _calibration_sentence(outcome.calibration),
         "stream": stream_sentence(outcome.streamed),
@@ -195,6 +196,25 @@ def _plots(outcome: Outcome) -> list[Figure]:
         Figure(_uri(plots.per_joint(ledger, spec.joints())), "Where accuracy goes, joint by joint."),
         Figure(_uri(plots.reliability(ledger)), "Is the score the OKS that the pose reaches?"),
     ]
+
+
+def _refining(curve: dial.Curve) -> dict[str, Any]:
+    """The accuracy-against-time curve, as a picture and as figures."""
+    never, about = curve.points[0], curve.about
+    best = max(curve.points, key=lambda point: point.score.ap)
+    sentence = (
+        f"{about['second']} looks again at the people of {about['first']} ({about['precision'].upper()}, "
+        f"{about['data']}: {never.score.people} people). Without it AP is {100 * never.score.ap:.1f} in "
+        f"{never.mean_ms:.1f} ms, at best {100 * best.score.ap:.1f} in {best.mean_ms:.1f} ms ({best.name}). "
+        "Looked, twice: % of the people shown."
+    )
+    caption = "Accuracy against time: policies and budgets, with the share of the people looked at."
+    return {
+        "sentence": sentence,
+        "plot": Figure(_uri(plots.accuracy_against_time(curve)), caption),
+        "head": ("policy, budget", *dial.HEAD),
+        "rows": [(point.name, *dial.cells(point, never)) for point in curve.points],
+    }
 
 
 def _received(frames: Sequence[Any]) -> Iterator[Figure]:

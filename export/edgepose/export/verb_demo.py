@@ -12,6 +12,7 @@ from rich.console import Console
 
 from edgepose.calibration.ledger import quality_table, table
 from edgepose.export import demo as chain
+from edgepose.export import dial
 from edgepose.export.report import failures, stream_sentence, watch_lines, write_report
 from edgepose.runtime.errors import GateFailed
 
@@ -57,6 +58,7 @@ def _figures(outcome: chain.Outcome, failed: list[str], report: str) -> dict[str
         "report": report,
         "bundle": str(outcome.bundle.path),
         "ledger": outcome.ledger.to_dict(),
+        "refining": outcome.curve and outcome.curve.to_dict(),
         "stream": {
             "frames": score.frames,
             "people": score.people,
@@ -70,6 +72,8 @@ def _summary(outcome: chain.Outcome, report: Path, seconds: float) -> None:
     console = Console(width=100, highlight=False)
     console.print(table(outcome.ledger))
     console.print(quality_table(outcome.ledger))
+    if outcome.curve is not None:
+        console.print(dial.table(outcome.curve))
     console.print(stream_sentence(outcome.streamed))
     server = outcome.streamed.summary
     console.print(

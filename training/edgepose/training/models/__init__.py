@@ -53,12 +53,16 @@ def build(name: str, **options: Any) -> nn.Module:
     return BUILDERS[name](**options)
 
 
+def has_weights(name: str) -> bool:
+    """Whether weights of this model come with edgepose."""
+    return (WEIGHTS / f"{name}.safetensors").is_file()
+
+
 def shipped_weights(name: str) -> Path:
     """The weights file that comes with edgepose. Raises EdgeposeError when this model has none."""
-    path = WEIGHTS / f"{name}.safetensors"
-    if not path.is_file():
+    if not has_weights(name):
         raise EdgeposeError(f"{name}: no weights are shipped for it; train it, or name a file of weights")
-    return path
+    return WEIGHTS / f"{name}.safetensors"
 
 
 @runtime_checkable
