@@ -21,7 +21,6 @@ from torch.nn.utils.rnn import pad_sequence
 from edgepose.training.models import build
 from edgepose.training.models.backbones.swin import relative_positions
 from edgepose.training.models.querypose.box_stage import BoxStage
-from edgepose.training.models.querypose.flow import Flow
 from edgepose.training.models.querypose.losses import Learned, Loss
 from edgepose.training.models.querypose.network import QueryPose, Told
 from edgepose.training.models.querypose.pose_stage import Joints, PoseStage
@@ -86,7 +85,6 @@ def golden_network(name: str) -> QueryPose:
     # Training changes statistics in place, and the weights are shared.
     state = {key: value.clone() if "running" in key else value for key, value in state.items()}
     network.load_state_dict(state, assign=True)
-    network.flow.mask = Flow().mask
     return network
 
 

@@ -35,5 +35,5 @@ FREE = ("size", "skeleton", "queries", "top_k", "roi", "reference")
 
 def build(name: str, **options: Any) -> QueryPose:
     """A profile by name; options are fields of `Config`, for a published network those in `FREE`."""
-    known = fields_but(Config, ("backbone", "full")) if name == TINY else FREE
+    known = fields_but(Config, ("backbone",)) if name == TINY else FREE
     return QueryPose(configure(Config, name, PROFILES[name], options, known))

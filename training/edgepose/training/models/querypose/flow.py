@@ -13,14 +13,10 @@ COUPLINGS, HIDDEN = 6, 64
 class Flow(nn.Module):
     """Maps errors, in units of their deviations, to a normal density; training alone needs it."""
 
-    mask: Tensor
-
     def __init__(self) -> None:
         super().__init__()
         self.t = nn.ModuleList(_network() for _ in range(COUPLINGS))
         self.s = nn.ModuleList(_network().append(nn.Tanh()) for _ in range(COUPLINGS))
-        kept = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(COUPLINGS // 2, 1)
-        self.register_buffer("mask", kept, persistent=False)
 
     def start(self) -> None:
         """Nearly the normal density itself, before training."""
@@ -31,7 +27,9 @@ class Flow(nn.Module):
     def forward(self, errors: Tensor) -> Tensor:
         """Logarithm of the density (...) of errors (..., 2)."""
         grown = torch.zeros_like(errors[..., 0])
-        for keep, scale, shift in zip(self.mask.flip(0), self.s[::-1], self.t[::-1], strict=True):
+        for index in reversed(range(COUPLINGS)):
+            scale, shift = self.s[index], self.t[index]
+            keep = errors.new_tensor((1, 0) if index % 2 else (0, 1))  # one coordinate moves the other
             kept, change = errors * keep, 1 - keep
             log_scale, offset = scale(kept) * change, shift(kept) * change
             errors = change * (errors - offset) * torch.exp(-log_scale) + kept

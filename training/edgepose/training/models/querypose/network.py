@@ -35,7 +35,7 @@ from edgepose.training.models.querypose.pose_stage import Instance, Joints, Pose
 from edgepose.training.models.querypose.published import translated
 from edgepose.training.models.querypose.pyramids import Fpn, HrFpn, HrFpnV1
 from edgepose.training.models.querypose.queries import Queries
-from edgepose.training.models.querypose.roi import STRIDES, pooled, pooled_by_size
+from edgepose.training.models.querypose.roi import pooled, pooled_by_size
 from edgepose.training.models.querypose.targets import Targets
 from edgepose.training.models.weights import require_fit
 
@@ -151,7 +151,7 @@ class QueryPose(nn.Module):
         parts = self.queries.of_people(B * N)
         for stage, (queries, _, boxes) in zip(self.pose_stages, told, strict=True):
             # People of every size are read from the finest map (section 8).
-            regions = pooled(finest, boxes, STRIDES[0], POSE_CELLS, self.config.roi)
+            regions = pooled(finest, boxes, POSE_CELLS, self.config.roi)
             _, parts = stage(queries.flatten(0, 1), regions, parts)
         return cast(PoseStage, self.pose_stages[-1]).joints(parts)
 
@@ -204,7 +204,7 @@ class QueryPose(nn.Module):
         image, query, person = matches
         B, P = targets.valid.shape
         of_people = boxes.new_zeros(B, max(1, P), 4).index_put((image, person), boxes[image, query])
-        return pooled(finest, of_people, STRIDES[0], POSE_CELLS, self.config.roi)[image * P + person]
+        return pooled(finest, of_people, POSE_CELLS, self.config.roi)[image * P + person]
 
     def _log_phi(self, joints: Joints, aim: Aim) -> Tensor:
         """(M, K): the flow's log density of the joints' errors."""

@@ -53,8 +53,6 @@ class Instance(nn.Module):
 class PoseStage(nn.Module):
     """Convolutions over a region, part embeddings, and part queries that meet within a person."""
 
-    places: Tensor
-
     def __init__(self, config: Config) -> None:
         super().__init__()
         parts = PARTS[config.skeleton]
@@ -74,7 +72,7 @@ class PoseStage(nn.Module):
         self.feed_norm = nn.LayerNorm(c)
         self.coordinates = nn.ModuleList(nn.Linear(c, 2 * len(part)) for part in parts)
         self.deviations = nn.ModuleList(nn.Linear(c, 2 * len(part)) for part in parts)
-        self.register_buffer("places", torch.tensor(places(parts), dtype=torch.int32), persistent=False)
+        self.places = places(parts)
 
     def forward(self, queries: Tensor, regions: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
         """Instance queries (M, C), regions (M, C, 14, 14) and part queries (M, J, c) -> both queries."""
@@ -102,4 +100,5 @@ class PoseStage(nn.Module):
     def _in_order(self, layers: nn.ModuleList, parts: Tensor) -> Tensor:
         """(M, K, 2): each part's own layer, then the joints in order."""
         values = torch.cat([layer(parts[:, part]) for part, layer in enumerate(layers)], -1)
-        return torch.unflatten(values, -1, (-1, 2)).index_select(1, self.places)
+        order = torch.tensor(self.places, dtype=torch.int32, device=values.device)
+        return torch.unflatten(values, -1, (-1, 2)).index_select(1, order)

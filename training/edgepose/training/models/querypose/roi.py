@@ -25,33 +25,69 @@ COARSER = (112.0, 224.0, 448.0)
 Pool = Callable[[Tensor, int], Tensor]  # a map (B, C, H, W) and its stride -> what lies in the boxes
 
 
-def pooled(features: Tensor, boxes: Tensor, stride: int, cells: int, roi: Roi) -> Tensor:
-    """(B, C, H, W) in boxes (B, N, 4) of input pixels -> (B*N, C, cells, cells), image by image.
+def pooled(features: Tensor, boxes: Tensor, cells: int, roi: Roi) -> Tensor:
+    """The finest map (B, C, H, W) in boxes (B, N, 4) of input pixels -> (B*N, C, cells, cells).
 
     `roi` is the operator in a graph that is being exported; the numbers are the same. Boxes get a gradient of
     what they show, as in the goldens; torchvision's operator, with which the authors trained, passes none.
     """
-    return _pool(boxes, cells, roi)(features, stride)
+    if torch.onnx.is_in_onnx_export():
+        return _pool(boxes, cells, roi)(features, STRIDES[0])
+    return _gathered([features], boxes, cells, torch.zeros_like(boxes[..., 0], dtype=torch.int64))
 
 
 def pooled_by_size(maps: Sequence[Tensor], boxes: Tensor, cells: int, roi: Roi) -> Tensor:
     """As `pooled`, each box from the one of four maps that suits its size.
 
-    Every box is pooled from every map and the wrong ones count 0: choosing first would need shapes that
-    depend on the data.
+    A graph pools every box from every map and lets the wrong ones count 0: its operators read one map, and
+    choosing among the boxes first would need shapes that depend on the data.
     """
-    side = area(boxes).clamp(min=0).sqrt().flatten()[:, None, None, None]  # (B*N, 1, 1, 1)
-    reached = [torch.ones_like(side), *((side >= limit).to(side.dtype) for limit in COARSER)]
-    shares = [*(here - further for here, further in pairwise(reached)), reached[-1]]
-    pool = _pool(boxes, cells, roi)
-    total = torch.zeros_like(side)
-    for share, features, stride in zip(shares, maps, STRIDES, strict=True):
+    side = area(boxes).clamp(min=0).sqrt()  # (B, N)
+    reached = [(side >= limit).to(side.dtype) for limit in COARSER]
+    if not torch.onnx.is_in_onnx_export():
+        return _gathered(maps, boxes, cells, (reached[0] + reached[1] + reached[2]).long())
+    bounds = [torch.ones_like(side), *reached, torch.zeros_like(side)]
+    pool, total = _pool(boxes, cells, roi), torch.zeros_like(side).flatten()[:, None, None, None]
+    for features, stride, (here, further) in zip(maps, STRIDES, pairwise(bounds), strict=True):
+        share = (here - further).flatten()[:, None, None, None]
         total = total + share * pool(features, stride)
     return total
 
 
+def _gathered(maps: Sequence[Tensor], boxes: Tensor, cells: int, level: Tensor) -> Tensor:
+    """Each box (B, N, 4) from the map of its `level` (B, N) int64: RoIAlign itself, by rows of channels."""
+    (B, N), C = level.shape, maps[0].shape[1]
+    table = torch.cat([features.flatten(2).mT for features in maps], 1).to(boxes.dtype)  # (B, pixels, C)
+    counts = [features.shape[2] * features.shape[3] for features in maps]
+    sides = boxes.new_tensor([(features.shape[3], features.shape[2]) for features in maps])[level][..., None]
+    starts = level.new_tensor([sum(counts[:index]) for index in range(len(maps))])[level]  # (B, N)
+    starts = starts + table.shape[1] * torch.arange(B, device=level.device)[:, None]
+    placed = _samples(boxes, cells) / boxes.new_tensor(STRIDES)[level][..., None, None] - 0.5
+    known = _known(placed, sides)
+    placed = placed.clamp(min=0).minimum(sides - 1)
+    low = placed.detach().floor()
+    share = placed - low
+    columns, rows = torch.stack([low, (low + 1).minimum(sides - 1)]).long().unbind(3)  # (2, B, N, 2 cells)
+    rows = rows * sides[..., 0, :].long() + starts[..., None]
+    weights = torch.stack([1 - share, share]) * known
+    total = table.new_zeros(())
+    for down in (0, 1):
+        for right in (0, 1):
+            corner = rows[down][..., :, None] + columns[right][..., None, :]  # (B, N, 2 cells, 2 cells)
+            weight = weights[down, :, :, 1, :, None] * weights[right, :, :, 0, None, :]
+            values = table.flatten(0, 1).index_select(0, corner.flatten()).reshape(*corner.shape, C)
+            total = total + weight[..., None] * values
+    means = total.reshape(B * N, cells, 2, cells, 2, C).mean((2, 4))
+    return means.permute(0, 3, 1, 2)
+
+
+def _known(placed: Tensor, sides: Tensor) -> Tensor:
+    """1 where a sample counts, 0 where it is more than a pixel outside; nearer, it is the border's value."""
+    return ((placed >= -1) & (placed <= sides)).to(placed.dtype)
+
+
 def _pool(boxes: Tensor, cells: int, roi: Roi) -> Pool:
-    if roi == "roialign" and torch.onnx.is_in_onnx_export():
+    if roi == "roialign":
         return partial(_by_roi_align, boxes, _images(boxes), cells)
     return partial(_by_grid_sample, _samples(boxes, cells))
 
@@ -70,8 +106,7 @@ def _by_grid_sample(samples: Tensor, features: Tensor, stride: int) -> Tensor:
     N, count = samples.shape[1], samples.shape[3]
     sides = samples.new_tensor([[W], [H]])
     placed = samples / stride - 0.5
-    # A sample more than a pixel outside counts 0; nearer, it is the border's value.
-    known = ((placed >= -1) & (placed <= sides)).to(placed.dtype)
+    known = _known(placed, sides)
     placed = placed * (2 / (sides - 1).clamp(min=1)) - 1  # -1 and 1 are the centres of the outermost pixels
     x, y = placed[:, :, 0, None, :], placed[:, :, 1, :, None]
     shape = (B, N, count, count)
