@@ -26,6 +26,7 @@ SETTINGS: dict[str, str | bool] = {
     "smooth_quant": False,
     "boundaries": "results of ungrouped INT8 convolutions that only float layers read are INT8",
 }
+TRANSFORMER_SETTINGS: dict[str, str | bool] = {"model_type": "transformer", "smooth_quant": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,8 @@ def quantize(model: ModelProto, calibration: Iterable[Feeds], family: str) -> Qu
         )
     broken = quantized_despite_plan(result, plan)
     assert not broken, f"NNCF quantized what the plan keeps float: {broken}"
-    return Quantized(quantize_boundaries(result, plan, feeds), plan, {**SETTINGS, "images": len(feeds)})
+    settings = {**SETTINGS, **(TRANSFORMER_SETTINGS if family in TRANSFORMERS else {}), "images": len(feeds)}
+    return Quantized(quantize_boundaries(result, plan, feeds), plan, settings)
 
 
 def _require_quantizable(model: ModelProto, images: int, family: str) -> None:
