@@ -192,6 +192,14 @@ def test_a_look_refused_for_long_is_tried_again() -> None:
     assert cascade(world.frame()).looked == 1
 
 
+def test_after_a_slow_first_look_there_is_no_second_one() -> None:
+    world = World([0.3], [0.7], costs=(0.0, 0.01), first_s=0.01)
+    cascade = world.cascade("always", budget_s=0.06)
+    world.factors[:] = [4.5]
+    assert by_person(cascade(world.frame())) == {0: ("coarse", pytest.approx(0.7))}
+    assert by_person(cascade(world.frame())) == {0: ("fine", pytest.approx(0.7))}
+
+
 def test_costs_are_guessed_from_other_counts() -> None:
     costs = Costs()
     assert costs.of(3) == 0
