@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from onnx import ModelProto
 
 from edgepose.compression.graph import copy
-from edgepose.export.execution import Difference, Outputs, difference, largest, outputs_of
+from edgepose.export.execution import outputs_of
 from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.golden import Difference, Outputs, difference, largest
 
 
 def people(seed: int, count: int = 6) -> Outputs:

@@ -15,10 +15,11 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from edgepose.compression.graph import Graph, copy, count_ops, opset
 from edgepose.compression.plan import float_tail
 from edgepose.compression.quantize import Quantized
-from edgepose.export.execution import difference, largest, outputs_of
+from edgepose.export.execution import outputs_of
 from edgepose.export.half import half_typed
 from edgepose.export.views import cpu_view, drop_conv_side, fp16_view, trt_view, typed_view
 from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.golden import difference, largest
 from edgepose.runtime.poses import F32
 
 C, SIDE = 4, 6  # of the random networks

@@ -20,6 +20,7 @@ from edgepose.export.lint import errors, lint
 from edgepose.export.metadata import read_spec, write_spec
 from edgepose.runtime.bundle import Bundle, publish
 from edgepose.runtime.errors import GateFailed
+from edgepose.runtime.golden import FILE, TOLERANCES, Golden
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.spec import Spec
 
@@ -89,7 +90,7 @@ def assemble(parts: Parts, out: Path) -> Bundle:
         folder = Path(temporary)
         for name, model in made.items():
             onnx.save(model, folder / f"{name}.onnx")
-        (folder / golden.FILE).write_bytes(golden.to_bytes(recorded))
+        (folder / FILE).write_bytes(golden.to_bytes(recorded))
         if parts.manifest is not None:
             (folder / "calibration.json").write_text(
                 json.dumps(parts.manifest, indent=1) + "\n", encoding="utf-8"
@@ -100,13 +101,13 @@ def assemble(parts: Parts, out: Path) -> Bundle:
         return publish(folder, out, parts.spec, parts.provenance)
 
 
-def _check_files(folder: Path, recorded: golden.Golden, spec: Spec) -> None:
+def _check_files(folder: Path, recorded: Golden, spec: Spec) -> None:
     """What was written is what was made: it loads, carries the spec, and answers as recorded."""
     for path in folder.glob("*.onnx"):
         model, view = load_onnx(path), path.name.removesuffix(".onnx")
         assert read_spec(model, path.name) == spec
         apart = golden.deviation(recorded, view, model, spec)
-        limit = golden.TOLERANCES[view.partition(".")[2]]
+        limit = TOLERANCES[view.partition(".")[2]]
         if not apart.within(limit):
             raise GateFailed(
                 f"{view}: does not repeat its own answers ({apart}, allowed {limit}); nothing was written"

@@ -1,40 +1,19 @@
-"""Golden vectors: a few pictures and what each view answered here, to be reproduced elsewhere."""
+"""Recording golden vectors: a few pictures and what each view answered here."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from onnx import ModelProto
 
-from edgepose.export.execution import Difference, Outputs, difference, largest, outputs_of
-from edgepose.runtime.bundle import Bundle
+from edgepose.export.execution import outputs_of
 from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.golden import Difference, Golden, Outputs, difference, largest
 from edgepose.runtime.poses import F32
 from edgepose.runtime.preprocess import U8, normalise
 from edgepose.runtime.spec import Spec
-
-FILE = "golden.npz"
-
-# How far another machine may be from the outputs recorded here. FP32 differs by the order of sums; INT8 by
-# kernels that saturate earlier (AVX2 without VNNI), and then by what that does to the rounding behind.
-TOLERANCES = {
-    "fp32": Difference(score=1e-3, keypoint_px=0.05, confidence=1e-3),
-    "fp16": Difference(score=2e-2, keypoint_px=1.0, confidence=2e-2),
-    "int8.ort": Difference(score=5e-2, keypoint_px=2.0, confidence=5e-2),
-    "int8.trt": Difference(score=5e-2, keypoint_px=2.0, confidence=5e-2),
-    "int8.trt-typed": Difference(score=5e-2, keypoint_px=2.0, confidence=5e-2),
-}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Golden:
-    """Recorded inputs and outputs. `expected` maps a view's name (`pose.fp32`) to the outputs per picture."""
-
-    frames: U8  # (F, height, width, 3) BGR of the network's size
-    expected: dict[str, list[Outputs]]
 
 
 def record(views: Mapping[str, ModelProto], frames: U8, spec: Spec) -> Golden:
@@ -66,22 +45,6 @@ def to_bytes(golden: Golden) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
-
-
-def read(bundle: Bundle) -> Golden:
-    """The golden vectors of an opened bundle. Raises EdgeposeError when it has none."""
-    if FILE not in bundle.files:
-        raise EdgeposeError(f"{bundle.path}: has no {FILE}; export it again")
-    expected: dict[str, list[Outputs]] = {}
-    with np.load(bundle.folder / FILE) as arrays:
-        frames = np.asarray(arrays["frames"], np.uint8)
-        for key in arrays.files:
-            view, _, name = key.partition("/")
-            if name:
-                answers = expected.setdefault(view, [{} for _ in frames])
-                for answer, array in zip(answers, arrays[key], strict=True):
-                    answer[name] = array[None]
-    return Golden(frames, expected)
 
 
 def deviation(golden: Golden, view: str, model: ModelProto, spec: Spec) -> Difference:

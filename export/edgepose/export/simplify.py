@@ -8,8 +8,9 @@ import numpy as np
 from onnx import ModelProto
 
 from edgepose.compression.graph import copy
-from edgepose.export.execution import Outputs, outputs_of
+from edgepose.export.execution import outputs_of
 from edgepose.runtime.errors import EdgeposeError, require
+from edgepose.runtime.golden import Outputs
 from edgepose.runtime.poses import F32
 
 RELATIVE, ABSOLUTE = 1e-4, 1e-4  # of outputs in pixels and probabilities

@@ -18,13 +18,14 @@ from edgepose.compression.artefact import open_compressed
 from edgepose.compression.graph import load_onnx
 from edgepose.compression.source_model import load_model
 from edgepose.export.assemble import Parts, assemble
-from edgepose.export.execution import Difference, difference, largest, outputs_of
+from edgepose.export.execution import outputs_of
 from edgepose.export.lint import NEWEST_OPSET, RULES, errors, lint
 from edgepose.export.simplify import simplify
 from edgepose.export.specs import family_of, spec_of
 from edgepose.export.trace import trace
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError, GateFailed
+from edgepose.runtime.golden import Difference, difference, largest
 from edgepose.runtime.poses import F32
 from edgepose.runtime.preprocess import U8, normalise
 from edgepose.runtime.spec import Spec
