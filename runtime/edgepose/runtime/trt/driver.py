@@ -23,10 +23,15 @@ class Gpu:
     cuda: str  # newest CUDA release the driver serves, such as "12.6"
 
 
+def load() -> ctypes.CDLL:
+    """The driver's library. Raises OSError when there is none."""
+    return ctypes.CDLL(LIBRARY)
+
+
 def require_gpu() -> Gpu:
     """The GPU that engines are built for and run on. Raises HardwareError when no driver or GPU answers."""
     try:
-        library = ctypes.CDLL(LIBRARY)
+        library = load()
     except OSError as error:
         raise HardwareError(
             f"no CUDA driver on this machine ({LIBRARY} cannot be loaded); ONNX Runtime runs the same INT8 "
