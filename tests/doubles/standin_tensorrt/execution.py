@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import weakref
 from typing import Any
 
 import numpy as np
@@ -79,12 +80,16 @@ class ICudaEngine:
         return [self._sim.module.Dims(shape) for shape in shapes]
 
     def create_execution_context(self: Any, *strategy: Any) -> Any:
-        if self._sim.module._gpu.free() < self._sim.graph.bytes_of_weights():
+        gpu = self._sim.module._gpu
+        taken = gpu.allocate(self._sim.graph.bytes_of_weights(), gpu.blocks)
+        if taken is None:
             tell(self, "ERROR", "Error Code 2: OutOfMemory (Requested size was larger than what is free.)")
             return None
         shapes = {port.name: port.shape for port in self._sim.graph.inputs if -1 not in port.shape}
         state = {"engine": self, "shapes": shapes, "addresses": {}, "outputs": {}}
-        return self._sim.module._new("IExecutionContext", logger=self._sim.logger, **state)
+        context = self._sim.module._new("IExecutionContext", logger=self._sim.logger, **state)
+        weakref.finalize(context, gpu.blocks.pop, taken)
+        return context
 
     def create_engine_inspector(self: Any) -> Any:
         return self._sim.module._new("EngineInspector", engine=self)

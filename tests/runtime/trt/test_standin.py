@@ -145,8 +145,8 @@ RUN_MUTANTS = {
     "no context on the thread": ("run", "with self._cuda.current():", "if True:"),
     "the old call": (
         "_run",
-        "context.execute_async_v3(self._stream)",
-        "context.execute_async_v2([], self._stream)",
+        "execute_async_v3(self._stream)",
+        "execute_async_v2([], self._stream)",
     ),
     "shape never set": ("_run", "self._set_shape(name, array.shape)", "pass"),
     "the wrong type": ("_tensor", "np.dtype(numpy_type(type_name))", "np.dtype(np.float16)"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgepose.runtime.errors import EdgeposeError, HardwareError
 from edgepose.runtime.progress import progress_bar
+from edgepose.runtime.trt.cuda import OutOfMemory
 from edgepose.runtime.trt.listener import Said, listener
 from edgepose.runtime.trt.monitor import Phases, monitor
 from edgepose.runtime.trt.precision import Attempt, network_flags
@@ -69,7 +70,7 @@ class Built:
 def build(onnx: Path, attempt: Attempt, settings: Settings, timing_cache: bytes = b"") -> Built:
     """Build one engine; takes minutes on a board. The driver must have been asked (`board.require_board`).
 
-    Raises BuildFailed with TensorRT's reason, HardwareError when the GPU's memory is exhausted, EdgeposeError
+    Raises BuildFailed with TensorRT's reason, OutOfMemory when the GPU's memory is exhausted, EdgeposeError
     for settings this board cannot follow.
     """
     import tensorrt as trt
@@ -183,7 +184,7 @@ def _offer_timing_cache(config: trt.IBuilderConfig, saved: bytes) -> None:
 
 def _failure(name: str, said: Said, settings: Settings) -> EdgeposeError:
     if said.out_of_memory():
-        return HardwareError(
+        return OutOfMemory(
             f"{name}: the GPU's memory is exhausted ({said.why()}); stop what else uses it, or build with a "
             f"smaller --workspace than {settings.workspace_mib}"
         )

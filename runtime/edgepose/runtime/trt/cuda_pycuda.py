@@ -47,7 +47,11 @@ class PyCuda:
             host = self._driver.pagelocked_empty(size, np.uint8, mem_flags=flags)
             if mapped:
                 return Buffer(host, int(host.base.get_device_pointer()), mapped)
-            owner = self._driver.mem_alloc(size)
+            try:
+                owner = self._driver.mem_alloc(size)
+            except self._driver.MemoryError:
+                host.base.free()
+                raise
         return Buffer(host, int(owner), mapped, owner)
 
     def free(self, buffer: Buffer) -> None:

@@ -57,6 +57,10 @@ class TensorRtBackend:
         self._inputs: dict[str, _Tensor] = {}
         self._outputs: dict[str, _Tensor] = {}
         self._buffers: list[Buffer] = []
+        # Only attributes hold these: a local variable would live on in an error's traceback, beyond `close`.
+        self._runtime: trt.Runtime | None = None
+        self._engine: trt.ICudaEngine | None = None
+        self._context: trt.IExecutionContext | None = None
         try:
             with cuda.current():
                 self._load(plan)
@@ -72,34 +76,31 @@ class TensorRtBackend:
         self._said = Said()
         self._logger = listener(self._said)  # TensorRT keeps a bare pointer to it
         trt.init_libnvinfer_plugins(self._logger, "")
-        self._runtime: trt.Runtime | None = trt.Runtime(self._logger)
-        engine = self._runtime.deserialize_cuda_engine(plan)
-        if engine is None:
+        self._runtime = trt.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
             raise EngineRefused(
                 f"this engine cannot be loaded here ({self._said.why()}): engines are tied to the board and "
                 f"the TensorRT release, here {trt.__version__}; build it again: edgepose build BUNDLE"
             )
-        context = engine.create_execution_context()
-        if context is None:
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
             raise self._no_memory(f"no execution context ({self._said.why()})")
-        self._engine: trt.ICudaEngine | None = engine
-        self._context: trt.IExecutionContext | None = context
 
     def _allocate(self) -> None:
         """Buffers for the largest shapes of the profile, and their addresses, which never change."""
-        engine, context = self._loaded()
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        inputs = [name for name in names if engine.get_tensor_mode(name).name == "INPUT"]
+        names = [self._model.get_tensor_name(index) for index in range(self._model.num_io_tensors)]
+        inputs = [name for name in names if self._model.get_tensor_mode(name).name == "INPUT"]
         for name in inputs:
-            largest = tuple(engine.get_tensor_profile_shape(name, 0)[2])
+            largest = tuple(self._model.get_tensor_profile_shape(name, 0)[2])
             self._set_shape(name, largest)
         for name in names:
-            shape = tuple(context.get_tensor_shape(name))
+            shape = tuple(self._execution.get_tensor_shape(name))
             if any(size < 0 for size in shape):
                 raise EngineRefused(f"{name}: its shape {shape} depends on the data; export the bundle again")
-            tensor = self._tensor(engine.get_tensor_dtype(name).name, shape)
+            tensor = self._tensor(self._model.get_tensor_dtype(name).name, shape)
             (self._inputs if name in inputs else self._outputs)[name] = tensor
-            context.set_tensor_address(name, tensor.buffer.address)
+            self._execution.set_tensor_address(name, tensor.buffer.address)
 
     def _tensor(self, type_name: str, shape: Shape) -> _Tensor:
         dtype = np.dtype(numpy_type(type_name))
@@ -117,15 +118,19 @@ class TensorRtBackend:
             "what else uses it, or build with a smaller --batch"
         )
 
-    def _loaded(self) -> tuple[trt.ICudaEngine, trt.IExecutionContext]:
+    @property
+    def _model(self) -> trt.ICudaEngine:
         assert self._engine is not None, "the engine is closed"
+        return self._engine
+
+    @property
+    def _execution(self) -> trt.IExecutionContext:
         assert self._context is not None, "the engine is closed"
-        return self._engine, self._context
+        return self._context
 
     def _set_shape(self, name: str, shape: Shape) -> None:
-        engine, context = self._loaded()
-        if not context.set_input_shape(name, shape):
-            low, _, high = (tuple(size) for size in engine.get_tensor_profile_shape(name, 0))
+        if not self._execution.set_input_shape(name, shape):
+            low, _, high = (tuple(size) for size in self._model.get_tensor_profile_shape(name, 0))
             raise EdgeposeError(
                 f"{name}: shape {shape}, the engine takes {low} to {high}; build it for that --batch"
             )
@@ -151,7 +156,6 @@ class TensorRtBackend:
             self._busy.release()
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        _, context = self._loaded()
         if feeds.keys() != self._inputs.keys():
             raise EdgeposeError(f"the engine takes {', '.join(self._inputs)}; given were {', '.join(feeds)}")
         for name, array in feeds.items():
@@ -161,14 +165,22 @@ class TensorRtBackend:
             self._set_shape(name, array.shape)
             tensor.host(array.shape)[...] = array
             self._cuda.upload(tensor.buffer, array.nbytes, self._stream)
-        if not context.execute_async_v3(self._stream):
+        if not self._execution.execute_async_v3(self._stream):
             raise DeviceLost(f"TensorRT cannot run the engine: {self._said.why()}")
-        shapes = {name: tuple(context.get_tensor_shape(name)) for name in self._outputs}
+        shapes = {name: tuple(self._execution.get_tensor_shape(name)) for name in self._outputs}
         for name, tensor in self._outputs.items():
             size = math.prod(shapes[name]) * tensor.dtype.itemsize
             self._cuda.download(tensor.buffer, size, self._stream)
         self._cuda.wait(self._stream)
         return {name: tensor.host(shapes[name]).copy() for name, tensor in self._outputs.items()}
+
+    def describe(self) -> str:
+        """What TensorRT's inspector tells about the engine's layers, as JSON."""
+        import tensorrt as trt
+
+        with self._cuda.current():
+            inspector = self._model.create_engine_inspector()
+            return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
     def close(self) -> None:
         """Free everything; once is enough, twice does no harm. A lost GPU is not asked again."""
