@@ -26,6 +26,13 @@ class MemoryError(Error):  # pycuda's own name
     pass
 
 
+def _require_alive(gpu: Gpu) -> None:
+    if not gpu.has_context():
+        raise LogicError("call failed: invalid device context")
+    if gpu.faults.lost:
+        raise LogicError("call failed: an illegal memory access was encountered")
+
+
 class _Allocation:
     """Page-locked memory, the base of the array that pycuda hands out."""
 
@@ -48,6 +55,7 @@ class _Allocation:
         return int(self._address)
 
     def free(self) -> None:
+        _require_alive(self._gpu)
         del self._gpu.pinned[self._address]
 
 
@@ -64,6 +72,7 @@ class _Device:
         return self._address
 
     def free(self) -> None:
+        _require_alive(self._gpu)
         del self._gpu.blocks[self._address]
 
 
@@ -92,10 +101,7 @@ def load(gpu: Gpu) -> ModuleType:
 
     def checked(function: Any) -> Any:
         def inner(*args: Any, **kwargs: Any) -> Any:
-            if not gpu.has_context():
-                raise LogicError("call failed: invalid device context")
-            if gpu.faults.lost:
-                raise LogicError("call failed: an illegal memory access was encountered")
+            _require_alive(gpu)
             return function(*args, **kwargs)
 
         return inner

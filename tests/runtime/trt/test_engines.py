@@ -286,4 +286,5 @@ def test_weak_fp16_is_proven_against_the_half_precision_answers(bundle, install,
     install("8.6")
     _, steps = live(bundle, tmp_path, "fp16")
     assert (steps[0].view, steps[0].problem) == ("fp32", "")
-    assert 0 < steps[0].report["golden"]["keypoint_px"] < 1
+    # The stand-in computes in float32: that far the recorded half precision is from it.
+    assert 0.001 < steps[0].report["golden"]["keypoint_px"] < 1

@@ -44,12 +44,14 @@ def images(batch: int, seed: int = 1) -> dict[str, Any]:
 def test_every_batch_answers_as_onnx_runtime_does(release: str, mapped: bool, bundle, install) -> None:
     gpu = install(release)
     made, attempt = plan(bundle)
+    sys.modules["tensorrt"]._plugins = False  # as in a process that only loads the engine
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1  # the order of its sums
     file = str(bundle.graph("pose", attempt.view))
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     with opened(made, mapped=mapped) as backend:
+        assert sys.modules["tensorrt"]._plugins  # an engine with a plugin in it is not loaded without
         kept = []
         for batch in (3, 1, 4, 2):
             feeds = images(batch, batch)

@@ -84,10 +84,12 @@ class EngineCache:
             plan = (folder / PLAN).read_bytes() if record["plan_sha256"] else b""
             if plan and hashlib.sha256(plan).hexdigest() != record["plan_sha256"]:
                 raise EdgeposeError(f"{folder / PLAN}: is damaged (its sha256 differs)")
-        except (EdgeposeError, OSError, KeyError, TypeError) as error:
+            return Kept(folder, plan, dict(record["report"]), str(record["refusal"]))
+        except (EdgeposeError, OSError) as error:
             log.warning("%s; building it again", error)
-            return None
-        return Kept(folder, plan, record["report"], record["refusal"])
+        except (KeyError, TypeError, ValueError) as error:
+            log.warning("%s: is damaged (%r); building it again", folder / RECORD, error)
+        return None
 
     def keep(self, key: Key, plan: bytes, report: dict[str, Any], refusal: str = "") -> Kept:
         """Publish an engine, or the reason why there is none, in one step."""
