@@ -79,20 +79,14 @@ class _Device:
 class _Context:
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
-        self.is_detached = False
 
     def push(self) -> None:
-        if self.is_detached:
-            raise LogicError("cuCtxPushCurrent failed: invalid device context")
         self._gpu.push()
 
     def pop(self) -> None:
         if not self._gpu.has_context():
             raise LogicError("cuCtxPopCurrent failed: invalid device context")
         self._gpu.push(-1)
-
-    def detach(self) -> None:
-        self.is_detached = True
 
 
 def load(gpu: Gpu) -> ModuleType:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import fakecuda
 import numpy as np
 import onnx
 import pytest
@@ -25,6 +28,7 @@ from edgepose.runtime.trt import driver
 SPEC = Spec("qrpose", "qrpose_tiny", 32, 32)
 SHAPES = {"keypoints": (4, 17, 2), "keypoint_scores": (4, 17), "boxes": (4, 4), "scores": (4,)}
 Install = Callable[[str], Gpu]
+REAL_CUDA = os.environ.get("EDGEPOSE_TEST_CUDA")  # a key of cuda.LIBRARIES, set by test_real_cuda.py
 
 
 class Libcuda:
@@ -58,14 +62,17 @@ def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Install:
     """Makes this machine a board with that TensorRT, and gives its GPU."""
 
     def with_release(release: str) -> Gpu:
-        gpu = Gpu()
-        cuda = standin_pycuda.load(gpu)
-        package = ModuleType("pycuda")
-        package.driver = cuda  # type: ignore[attr-defined]
+        gpu: Any = Gpu()
+        if REAL_CUDA:  # in the processes of test_real_cuda.py: the real library on a fake driver
+            gpu = fakecuda.FakeGpu(ctypes.CDLL(fakecuda.NAME))
+        else:
+            cuda = standin_pycuda.load(gpu)
+            package = ModuleType("pycuda")
+            package.driver = cuda  # type: ignore[attr-defined]
+            monkeypatch.setitem(sys.modules, "pycuda", package)
+            monkeypatch.setitem(sys.modules, "pycuda.driver", cuda)
+            monkeypatch.setattr(driver, "load", lambda: Libcuda(gpu))
         monkeypatch.setitem(sys.modules, "tensorrt", standin_tensorrt.load(release, gpu))
-        monkeypatch.setitem(sys.modules, "pycuda", package)
-        monkeypatch.setitem(sys.modules, "pycuda.driver", cuda)
-        monkeypatch.setattr(driver, "load", lambda: Libcuda(gpu))
         release_file = tmp_path / "nv_tegra_release"
         if not release.startswith("11."):  # which runs on no Jetson before 11.4.1
             release_file.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from edgepose.runtime.trt.precision import Attempt, attempts, typings
 from edgepose.runtime.trt.runner import EngineRefused, TensorRtBackend
 
 BATCHES = Settings(batches=(1, 2, 4))
+CUDA = os.environ.get("EDGEPOSE_TEST_CUDA", "pycuda")  # test_real_cuda.py runs this file with the real ones
 
 
 def plan(bundle: Bundle, precision: str = "int8") -> tuple[bytes, Attempt]:
@@ -32,7 +34,7 @@ def plan(bundle: Bundle, precision: str = "int8") -> tuple[bytes, Attempt]:
 
 
 def opened(made: bytes, *, mapped: bool = False) -> TensorRtBackend:
-    return TensorRtBackend(made, open_cuda(), mapped=mapped)
+    return TensorRtBackend(made, open_cuda(CUDA), mapped=mapped)
 
 
 def images(batch: int, seed: int = 1) -> dict[str, Any]:
@@ -192,8 +194,13 @@ def test_a_machine_without_the_driver_or_without_tensorrt_is_told_so(install, mo
     with pytest.raises(MissingLibrary, match="comes with JetPack"):
         board.require_board()
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
     with pytest.raises(MissingLibrary, match="pip install pycuda"):
         open_cuda()
+    with pytest.raises(MissingLibrary, match="pip install 'cuda-bindings"):
+        open_cuda("cuda-python")
+    with pytest.raises(EdgeposeError, match="'cupy': choose one of pycuda, cuda-python"):
+        open_cuda("cupy")
     monkeypatch.setattr(driver, "load", lambda: (_ for _ in ()).throw(OSError("no such file")))
     with pytest.raises(HardwareError, match=r"libcuda\.so\.1 cannot be loaded"):
         board.require_board()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,7 @@ class PyCuda:
         self._streams: dict[int, Any] = {}
         with self._translated():
             self._driver.init()
-            self._context: Any = self._driver.Device(0).retain_primary_context()
+            self._context: Any = _primary_context(self._driver)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -86,7 +87,12 @@ class PyCuda:
         return int(free), int(total)
 
     def close(self) -> None:
-        """Streams go while the context is there; pycuda releases the context when nobody holds it."""
+        """Streams go while the context is there; the context stays for the process."""
         with self.current():
             self._streams.clear()
-        self._context.detach()
+
+
+@functools.cache
+def _primary_context(driver: Any) -> Any:
+    """Held once for the whole process: pycuda's `detach` would leave it pushed on this thread."""
+    return driver.Device(0).retain_primary_context()
