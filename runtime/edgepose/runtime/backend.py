@@ -44,9 +44,9 @@ def open_backend(
     """The bundle's graph on ONNX Runtime's CPU provider (`threads` 0 lets it choose) or on TensorRT.
 
     On TensorRT an engine is built when there is none yet, which takes minutes, and must reproduce the golden
-    vectors; else it gives way, loudly, down to ONNX Runtime. `precision` "default" is then what
-    `edgepose build` found best. Raises EdgeposeError for a precision the bundle does not have,
-    MissingLibrary or HardwareError for what this machine lacks.
+    vectors; else it gives way, loudly, down to ONNX Runtime. The settings `edgepose build` had hold, and
+    `precision` "default" is what it found best. Raises EdgeposeError for a precision the bundle does not
+    have, MissingLibrary or HardwareError for what this machine lacks.
     """
     if device not in DEVICES:
         raise EdgeposeError(f"device {device!r}: choose one of {', '.join(DEVICES)}")
@@ -62,8 +62,8 @@ def open_backend(
 def _open_engine(bundle: Bundle, precision: str, graph: str, threads: int) -> Backend:
     from edgepose.runtime.trt.engines import Engines, Options
 
-    engines = Engines(bundle, graph, Options())
-    backend, _ = engines.live(engines.default() if precision == "default" else precision)
+    best, engines = Engines(bundle, graph, Options()).remembered()
+    backend, _ = engines.live(best if precision == "default" else precision)
     if backend is not None:
         return backend
     has_int8 = f"{graph}.{CPU_VIEWS['int8']}.onnx" in bundle.files

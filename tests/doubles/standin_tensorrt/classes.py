@@ -201,6 +201,7 @@ def _enum(name: str, values: dict[str, int]) -> type:
         "__int__": lambda made: made._value,
         "__index__": lambda made: made._value,
         "__hash__": lambda made: hash(made._value),
+        "__lt__": lambda made, other: made._value < other._value,
         "__eq__": lambda made, other: type(other) is type(made) and other._value == made._value,
         "__repr__": lambda made: f"<{name}.{made.name}: {made._value}>",
         "name": property(lambda made: next((n for n, v in values.items() if v == made._value), "???")),

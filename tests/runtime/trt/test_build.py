@@ -16,6 +16,7 @@ from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError, HardwareError
 from edgepose.runtime.trt.build import BuildFailed, Built, Settings, build
 from edgepose.runtime.trt.cuda import OutOfMemory
+from edgepose.runtime.trt.listener import Said
 from edgepose.runtime.trt.monitor import Phases, monitor
 from edgepose.runtime.trt.precision import LADDER, Attempt, attempts, network_flags, rungs, typings
 
@@ -205,6 +206,17 @@ def test_shapes_must_be_open_in_the_batch_only(tmp_path, install) -> None:
     with pytest.raises(EdgeposeError, match="fixed at 1; build with --batch 1"):
         build(one_node(tmp_path / "g.onnx", "Relu"), FP32, Settings(batches=(2, 2, 2)))
     assert build(one_node(tmp_path / "g.onnx", "Relu"), FP32, Settings()).plan
+
+
+def test_what_tensorrt_says_is_kept_but_not_for_ever() -> None:
+    said = Said()
+    for number in range(10_000):
+        said.add("WARNING", f"warning {number}")
+    said.add("ERROR", "[defaultAllocator.cpp] Cuda error: out of memory")
+    assert said.lines[0] != "WARNING: warning 0"
+    assert len(said.lines) < 100
+    assert said.why() == "[defaultAllocator.cpp] Cuda error: out of memory"
+    assert said.out_of_memory()
 
 
 class Bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import multiprocessing
@@ -254,12 +255,37 @@ def test_a_view_that_only_the_second_way_needs_may_be_missing(bundle, install, t
 
 def test_the_best_precision_is_remembered_for_this_graph_and_board(bundle, install, tmp_path) -> None:
     gpu = install("10.3")
-    made = engines(bundle, tmp_path)
-    assert made.default() == "int8"
-    made.keep_default("fp16", {"why": "faster"})
-    assert engines(bundle, tmp_path).default() == "fp16"
+    made = engines(bundle, tmp_path, settings=Settings((1, 2, 4), sparsity=True))
+    assert made.remembered() == ("int8", made)
+    made.keep_default("fp16", {"settings": {**dataclasses.asdict(made.settings), "batches": [1, 2, 4]}})
+    best, others = engines(bundle, tmp_path).remembered()
+    assert (best, others.settings) == ("fp16", made.settings)
     gpu.sm = 72
-    assert engines(bundle, tmp_path).default() == "int8"
+    assert engines(bundle, tmp_path).remembered()[0] == "int8"
+
+
+def test_open_backend_takes_the_batches_that_were_built_for(bundle, install, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("EDGEPOSE_ENGINES", str(tmp_path))
+    install("10.3")
+    made = engines(bundle, tmp_path, settings=Settings((2, 3, 4)))
+    made.keep_default("fp16", {"settings": dataclasses.asdict(made.settings)})
+    for precision in ("default", "int8"):
+        with open_backend(bundle, precision, device="tensorrt") as backend:
+            answers = backend.run({"images": np.zeros((4, 3, 32, 32), np.float32)})
+    assert answers["scores"].shape == (4, 4)
+
+
+def test_engines_that_take_no_single_picture_are_proven_too(bundle, install, tmp_path) -> None:
+    install("11.4")
+    _, steps = live(bundle, tmp_path, settings=Settings((4, 4, 4)))
+    assert [way(step) for step in steps] == [("int8", "strong", True)]
+
+
+def test_a_folder_that_cannot_be_written_is_said(bundle, install, tmp_path) -> None:
+    install("10.3")
+    (tmp_path / "file").touch()
+    with pytest.raises(EdgeposeError, match=r"engines cannot be kept there .* EDGEPOSE_ENGINES"):
+        live(bundle, tmp_path / "file")
 
 
 def _live_in_a_process(bundle: Bundle, root: Path, answers: Any) -> None:

@@ -41,7 +41,7 @@ def test_both_are_built_proven_and_timed_and_the_faster_one_is_the_default(
     times = {row["name"]: row["p50_ms"] for row in report["timings"]}
     assert times.keys() == {"int8", "fp16"}
     assert report["default"] == min(times, key=times.__getitem__)
-    assert Engines(bundle, "pose", Options(root=tmp_path / "engines")).default() == report["default"]
+    assert Engines(bundle, "pose", Options(root=tmp_path / "engines")).remembered()[0] == report["default"]
     code, out, _ = run(bundle.path, "--batch", "1,2,4")
     assert code == 0
     assert "INT8/FP16/FP32" in out

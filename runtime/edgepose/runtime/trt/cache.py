@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from edgepose.runtime.drafts import draft_file, draft_folder, read_json, sha256, write_json
 from edgepose.runtime.errors import EdgeposeError
@@ -108,8 +108,7 @@ class EngineCache:
 
         The lock goes with its process, however that ends; what a killed build left is swept away.
         """
-        self._root.mkdir(parents=True, exist_ok=True)
-        with (self._root / f"{key.digest}.lock").open("w") as file:
+        with self._lock(key) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -118,6 +117,16 @@ class EngineCache:
             for debris in self._root.glob(f".{key.digest}.*"):
                 shutil.rmtree(debris, ignore_errors=True)
             yield
+
+    def _lock(self, key: Key) -> IO[str]:
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+            return (self._root / f"{key.digest}.lock").open("w")
+        except OSError as error:
+            raise EdgeposeError(
+                f"{self._root}: engines cannot be kept there ({error.strerror}); choose another folder with "
+                "--engines or EDGEPOSE_ENGINES"
+            ) from error
 
     def timings(self, board: Board) -> bytes:
         """The saved kernel timings of this release and GPU, which make a build fast; empty without any."""
@@ -132,10 +141,10 @@ class EngineCache:
     def _timings(self, board: Board) -> Path:
         return self._root / f"timings-{board.tensorrt}-sm{board.sm}.cache"
 
-    def default(self, graph: str, board: Board) -> str | None:
-        """The precision that `edgepose build` found best for the graph with this sha256, if it was asked."""
+    def default(self, graph: str, board: Board) -> dict[str, Any] | None:
+        """What `keep_default` was given for the graph with this sha256; None before that."""
         path = self._default(graph, board)
-        return str(read_json(path, "a choice of precision")["precision"]) if path.is_file() else None
+        return dict(read_json(path, "a choice of precision")) if path.is_file() else None
 
     def keep_default(self, graph: str, board: Board, precision: str, report: dict[str, Any]) -> None:
         """Remember the best precision, with the report that says why."""

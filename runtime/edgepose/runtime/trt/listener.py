@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_KEPT = 64  # a stream runs for months, and TensorRT may warn at every frame
 _LEVELS = {
     "INTERNAL_ERROR": logging.ERROR,
     "ERROR": logging.ERROR,
@@ -22,10 +24,10 @@ _LEVELS = {
 
 @dataclass(slots=True)
 class Said:
-    """Errors and warnings in the order they came, and whether memory ran out."""
+    """The last errors and warnings in the order they came, and whether memory ran out."""
 
-    lines: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    errors: deque[str] = field(default_factory=lambda: deque(maxlen=_KEPT))
 
     def add(self, severity: str, text: str) -> None:
         """Keep a line by its severity's name."""
@@ -37,7 +39,7 @@ class Said:
 
     def why(self) -> str:
         """The last errors in one line."""
-        return "; ".join(self.errors[-3:]) or "TensorRT gave no reason"
+        return "; ".join([*self.errors][-3:]) or "TensorRT gave no reason"
 
     def out_of_memory(self) -> bool:
         """Whether an error says that the GPU's memory was exhausted."""
