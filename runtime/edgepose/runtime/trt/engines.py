@@ -200,9 +200,8 @@ def reproduce(backend: Backend, bundle: Bundle, graph: str, attempt: Attempt, ba
 
     Raises NotReproduced when that is beyond TOLERANCES, EdgeposeError when the bundle has none recorded.
     """
-    view = (
-        attempt.precision if attempt.precision != "int8" else attempt.view
-    )  # weak FP16 is made of the FP32 file
+    # Weak FP16 is made of the FP32 file, and held against what half precision answered.
+    view = attempt.view if attempt.precision == "int8" else attempt.precision
     golden = read(bundle)
     if f"{graph}.{view}" not in golden.expected:
         raise EdgeposeError(f"{bundle.path}: has no golden vectors of {graph}.{view}; export it again")
