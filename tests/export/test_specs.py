@@ -4,7 +4,7 @@ import pytest
 
 from edgepose.export.specs import FAMILIES, spec_of
 from edgepose.runtime.errors import EdgeposeError
-from edgepose.training.models import BUILDERS
+from edgepose.training.models import BUILDERS, build
 
 
 def test_families_name_models_and_the_others_are_refused() -> None:
@@ -16,5 +16,5 @@ def test_families_name_models_and_the_others_are_refused() -> None:
 
 
 def test_the_spec_is_as_large_as_the_network_was_built() -> None:
-    spec = spec_of("qrpose_edge", (320, 256))
+    spec = spec_of("qrpose_edge", build("qrpose_edge", size=(320, 256)))
     assert (spec.family, spec.model, spec.width, spec.height) == ("qrpose", "qrpose_edge", 320, 256)

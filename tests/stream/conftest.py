@@ -10,6 +10,7 @@ import pytest
 
 from edgepose.runtime.bundle import publish
 from edgepose.runtime.spec import Spec
+from edgepose.runtime.topdown.twostage import CONTEXT, GRAPHS
 
 sys.path.insert(0, str(Path(__file__).parent))  # for stream_standins: pytest's importlib mode adds no folder
 
@@ -17,34 +18,71 @@ sys.path.insert(0, str(Path(__file__).parent))  # for stream_standins: pytest's 
 @pytest.fixture(scope="session")
 def still_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle whose network always sees the same person, wherever the camera looks."""
-    onnx = pytest.importorskip("onnx")
-    helper, numpy_helper = onnx.helper, onnx.numpy_helper
     joints = np.arange(17, dtype=np.float32)
     values = {
         "scores": np.array([[0.9, 0.0]], np.float32),  # (1, N): the second slot is empty
         "keypoints": np.tile(np.stack([40 + 2 * joints, 20 + 4 * joints], 1), (1, 2, 1, 1)),  # (1, N, K, 2)
         "keypoint_scores": np.full((1, 2, 17), 0.8, np.float32),
     }
+    spec = Spec(family="qrpose", model="still", width=128, height=128)
+    return published(tmp_path_factory.mktemp("still"), spec, {"pose": constant([128, 128], values)})
+
+
+@pytest.fixture(scope="session")
+def still_refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-stage network whose second look finds joint k at x 6 + k % 12, y 8 + k of 24 x 32 pixels.
+
+    Its first look finds them all at one place, and promises an OKS of 0.95.
+    """
+    joints = np.arange(17)
+    seen = {name: np.zeros((1, 17, 32, 24), np.float32) for name in ("coarse_heatmaps", "heatmaps")}
+    seen["coarse_heatmaps"][:, :, 15, 11] = 1
+    seen["heatmaps"][:, joints, 8 + joints, 6 + joints % 12] = 1
+    context = {name: np.zeros((1, 2), np.float32) for name in CONTEXT}
+    first = {"coarse_heatmaps": seen["coarse_heatmaps"], "quality": np.full(1, 0.95, np.float32), **context}
+    graphs = {
+        "coarse": constant([128, 96], first),
+        "fine": constant([128, 96], {"heatmaps": seen["heatmaps"]}, tuple(CONTEXT)),
+    }
+    spec = Spec("sharpose", "still", 96, 128, graphs=GRAPHS, resize="crop", refine_below=0.96)
+    return published(tmp_path_factory.mktemp("refiner"), spec, graphs)
+
+
+def constant(size: list[int], values: dict[str, np.ndarray], unread: tuple[str, ...] = ()) -> object:
+    """A model that answers the same to each of its `images` of `size`; values are those of a batch of one."""
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     nodes = [
-        helper.make_node("ReduceMean", ["images"], ["mean"], keepdims=0),
-        helper.make_node("Mul", ["mean", "nought"], ["nothing"]),
-        *(helper.make_node("Add", [f"{name}_value", "nothing"], [name]) for name in values),
+        helper.make_node("ReduceMean", ["images"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Mul", ["mean", "nought"], ["nothing"]),  # (B,)
     ]
-    constants = [numpy_helper.from_array(value, f"{name}_value") for name, value in values.items()]
-    constants.append(numpy_helper.from_array(np.float32(0), "nought"))
-    kind = onnx.TensorProto.FLOAT
-    graph = helper.make_graph(
-        nodes,
-        "still",
-        [helper.make_tensor_value_info("images", kind, [1, 3, 128, 128])],
-        [helper.make_tensor_value_info(name, kind, value.shape) for name, value in values.items()],
-        constants,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    folder = tmp_path_factory.mktemp("still")
+    constants = [onnx.numpy_helper.from_array(np.float32(0), "nought")]
+    for name, value in values.items():
+        shape = np.array([-1, *[1] * (value.ndim - 1)])
+        constants += [
+            onnx.numpy_helper.from_array(value, f"{name}_value"),
+            onnx.numpy_helper.from_array(shape, f"{name}_shape"),
+        ]
+        nodes += [
+            helper.make_node("Reshape", ["nothing", f"{name}_shape"], [f"{name}_nothing"]),
+            helper.make_node("Add", [f"{name}_value", f"{name}_nothing"], [name]),
+        ]
+    inputs = [helper.make_tensor_value_info("images", kind, ["batch", 3, *size])]
+    inputs += [helper.make_tensor_value_info(name, kind, ["batch", 2]) for name in unread]
+    outputs = [
+        helper.make_tensor_value_info(name, kind, ["batch", *value.shape[1:]])
+        for name, value in values.items()
+    ]
+    graph = helper.make_graph(nodes, "still", inputs, outputs, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def published(folder: Path, spec: Spec, graphs: dict[str, object]) -> Path:
+    """A bundle of the models by graph, the same in both precisions."""
+    onnx = pytest.importorskip("onnx")
     content = folder / "content"
     content.mkdir()
-    for view in ("fp32", "int8.ort"):
-        onnx.save(model, content / f"pose.{view}.onnx")
-    spec = Spec(family="qrpose", model="still", width=128, height=128)
+    for name, model in graphs.items():
+        for view in ("fp32", "int8.ort"):
+            onnx.save(model, content / f"{name}.{view}.onnx")
     return publish(content, folder / "still.edgepose", spec, {}).path

@@ -14,13 +14,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from stream_standins import numbered
 
-from edgepose.runtime.bundle import publish
+from edgepose.runtime.bundle import Bundle, publish
+from edgepose.runtime.skeleton import COCO17, SKELETONS
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.stream.client import read_rtsp
 from edgepose.runtime.stream.lines import people_of
@@ -99,6 +102,105 @@ def test_a_signal_ends_it_cleanly_within_3_s_while_somebody_watches(
         people = people_of(message)
         assert people.scores.tolist() == pytest.approx([0.9])
         np.testing.assert_allclose(people.keypoints[0], expected, atol=0.06)
+
+
+def streamed(movie: Path, *arguments: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The pose lines and the summary of the whole movie."""
+    done = run("--source", movie, "--rtsp", ":0/pose", "--once", "--json", "--poses", "-", *arguments)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()], json.loads(done.stderr.splitlines()[-1])
+
+
+def test_a_second_network_refines_the_people(movie: Path, still_bundle: Path, still_refiner: Path) -> None:
+    lines, summary = streamed(movie, "--bundle", still_bundle, "--refine", still_refiner)
+    # The first network's joints span 80 x 160 of 320 x 240 pixels about (139.5, 129.5). 8 % of the longer
+    # side on each side make a box of 105.6 x 185.6; three to four, and a quarter more, a crop of 174 x 232.
+    joints = np.arange(17)
+    places = np.stack([6 + joints % 12, 8 + joints], 1)
+    expected = [140.75, 130.75] + (places - [11.5, 15.5]) * [174 / 23, 232 / 31]
+    for line in lines:
+        assert line["v"] == 1
+        (person,) = line["people"]
+        assert (person["stage"], person["score"]) == ("fine", 0.95)
+        np.testing.assert_allclose(people_of(line).keypoints[0], expected, atol=0.06)
+        assert people_of(line).stages.tolist() == [2]
+    done = summary["refined"]
+    assert done["people"] == done["looked"] == done["again"] == summary["frames_estimated"] == len(lines)
+    assert done["broken"] == 0
+    assert 0 < done["p50_ms"] <= done["p95_ms"]
+
+
+@pytest.fixture(scope="module")
+def plain(movie: Path, still_bundle: Path) -> list[dict[str, Any]]:
+    """The lines without a second network."""
+    return streamed(movie, "--bundle", still_bundle)[0]
+
+
+@pytest.mark.parametrize("dial", ["never", "no time"])
+def test_without_refining_the_lines_are_the_first_networks(
+    movie: Path, still_bundle: Path, still_refiner: Path, plain: list[dict[str, Any]], dial: str
+) -> None:
+    flags = ("--refine-policy", "never") if dial == "never" else ("--budget-ms", "0.001")
+    lines, summary = streamed(movie, "--bundle", still_bundle, "--refine", still_refiner, *flags)
+    told = {} if dial == "never" else {"stage": "first"}
+    assert [line["people"] for line in lines] == [[plain[0]["people"][0] | told]] * len(lines)
+    people = 0 if dial == "never" else len(lines)
+    assert (summary["refined"]["people"], summary["refined"]["looked"]) == (people, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--budget-ms", "20"), "--budget-ms 20.0: there is nothing to refine with; add --refine BUNDLE"),
+        (("--refine-policy", "always"), "--refine-policy always: there is nothing to refine with"),
+        (("--refine", "{bundle}"), "still does not look at people one by one, and twice"),
+        (("--refine", "nowhere"), "nowhere: no such bundle"),
+        (("--refine", "{refiner}", "--bundle", "{refiner}"), "cannot find people by itself"),
+        (("--refine", "{other}"), "its joints are"),
+    ],
+)
+def test_a_mistake_about_the_second_network_is_one_sentence(
+    movie: Path,
+    still_bundle: Path,
+    still_refiner: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    said: str,
+) -> None:
+    from click.testing import CliRunner
+
+    from edgepose.runtime.errors import EdgeposeError
+    from edgepose.runtime.verb_stream import stream
+
+    monkeypatch.setitem(SKELETONS, "head", replace(COCO17, name="head"))
+    (tmp_path / "content").mkdir()
+    other = Spec("sharpose", "other", 96, 128, skeleton="head", graphs=("coarse", "fine"), resize="crop")
+    paths = {
+        "bundle": still_bundle,
+        "refiner": still_refiner,
+        "other": publish(tmp_path / "content", tmp_path / "other.edgepose", other, {}).path,
+    }
+    given = ["--source", str(movie), "--bundle", str(still_bundle), "--rtsp", ":0/pose", "--duration", "0.1"]
+    filled = [argument.format(**paths) for argument in arguments]
+    result = CliRunner().invoke(stream, given + filled, standalone_mode=False)
+    assert isinstance(result.exception, EdgeposeError)
+    assert said in str(result.exception)
+
+
+def test_a_refiner_without_the_precision_says_which_it_has(
+    movie: Path, still_bundle: Path, still_refiner: Path, tmp_path: Path
+) -> None:
+    refiner = Bundle.open(still_refiner)
+    content = tmp_path / "content"
+    content.mkdir()
+    for name in ("coarse.fp32.onnx", "fine.fp32.onnx"):
+        shutil.copy(refiner.folder / name, content / name)
+    half = publish(content, tmp_path / "half.edgepose", refiner.spec, {}).path
+    done = run("--source", movie, "--bundle", still_bundle, "--rtsp", ":0/pose", "--refine", half)
+    assert done.returncode == 2
+    assert "has no coarse.int8.ort.onnx; it has coarse.fp32.onnx, fine.fp32.onnx" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_poses_go_to_stdout_as_json_lines_and_the_summary_to_stderr(movie: Path, still_bundle: Path) -> None:

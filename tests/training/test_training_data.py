@@ -18,7 +18,6 @@ from edgepose.runtime.spec import Spec
 from edgepose.training.data import (
     Picture,
     Pictures,
-    Steps,
     batches,
     collate,
     fit,
@@ -28,7 +27,10 @@ from edgepose.training.data import (
     recolour,
     warp,
 )
-from edgepose.training.recipe import Augment, Recipe, parse_recipe
+from edgepose.training.families.qrpose import QrPoseRecipe
+from edgepose.training.order import Steps
+from edgepose.training.recipe import parse_recipe
+from edgepose.training.sections import Augment
 
 RECIPE = """
 model: qrpose_tiny
@@ -40,7 +42,7 @@ schedule: {steps: 5, batch: 2}
 SPEC = Spec("qrpose", "qrpose_tiny", 64, 64)
 
 
-def recipe(**changes: str) -> Recipe:
+def recipe(**changes: str) -> QrPoseRecipe:
     text = RECIPE
     for old, new in changes.items():
         text = text.replace(old, new)

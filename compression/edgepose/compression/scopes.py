@@ -20,6 +20,9 @@ class Scope:
         return any(re.fullmatch(self.pattern, part) for part in re.split(r"[./]", name))
 
 
+# Families made of attention blocks: NNCF then knows their patterns.
+TRANSFORMERS = frozenset({"sharpose"})
+
 FLOAT_SCOPES: dict[str, tuple[Scope, ...]] = {
     "qrpose": (
         Scope(
@@ -39,6 +42,26 @@ FLOAT_SCOPES: dict[str, tuple[Scope, ...]] = {
             r"conf\d*|joint_conf",
             "per-joint confidences are an output; they cost one 1x1 layer",
             downstream=True,
+        ),
+    ),
+    "sharpose": (
+        Scope(
+            "the quality",
+            r"quality_predictor",
+            "one number held against a limit: an error of 0.05 changes who is looked at again",
+            downstream=True,
+        ),
+        Scope(
+            "the patches",
+            r"patch_embed",
+            "the first layer, of three channels",
+            downstream=False,
+        ),
+        Scope(
+            "the heatmaps",
+            r"keypoint_head",
+            "outputs: a rounded hill moves its top",
+            downstream=False,
         ),
     ),
 }

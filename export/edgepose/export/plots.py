@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgepose.calibration.ledger import Ledger
+from edgepose.export.dial import Curve
 from edgepose.runtime.errors import require
 from edgepose.runtime.skeleton import Skeleton
 
@@ -98,6 +99,50 @@ def reliability(ledger: Ledger) -> bytes:
     axes.set_ylabel("reached OKS", fontsize=8, color=INK)
     if shown:
         axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return _png(figure)
+
+
+def accuracy_against_time(curve: Curve) -> bytes:
+    """AP and mean time of each setting of a cascade; bars reach to the 95th percentile of the time."""
+    figure, axes = _figure(6.4, 3.8)
+    never = curve.points[0]
+    for policy, tint, below in (("always", WARM, True), ("auto", ACCENT, False)):
+        points = sorted((p for p in curve.points if p.policy == policy), key=lambda point: point.mean_ms)
+        line = [never, *points]
+        axes.plot([p.mean_ms for p in line], [100 * p.score.ap for p in line], color=tint, linewidth=1.2)
+        for point in points:
+            height = 100 * point.score.ap
+            axes.plot([point.mean_ms, point.p95_ms], [height, height], color=tint, linewidth=3, alpha=0.25)
+            free = point.budget_ms is None
+            axes.plot(
+                point.mean_ms,
+                height,
+                "o",
+                color=tint,
+                markersize=7 if free else 4,
+                label=policy if free else None,
+            )
+            said = "no budget" if free else f"{point.budget_ms:.3g} ms"
+            axes.annotate(
+                f"{said}, {100 * point.looked:.0f} %",
+                (point.mean_ms, height),
+                xytext=(4, -10 if below else 6),
+                textcoords="offset points",
+                fontsize=7,
+                color=tint,
+            )
+    axes.plot(
+        never.mean_ms,
+        100 * never.score.ap,
+        "o",
+        color=INK,
+        markersize=7,
+        label=curve.about["first"] + " alone",
+    )
+    axes.set_xlabel("ms a picture, mean (band: to the 95th percentile)", fontsize=8, color=INK)
+    axes.set_ylabel("AP in points", fontsize=8, color=INK)
+    axes.margins(0.12)
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
     return _png(figure)
 
 

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+from torch import nn
+
+from edgepose.export.contract import Contract
+from edgepose.export.single_stage import SINGLE_STAGE
+from edgepose.export.two_stage import TWO_STAGE
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.spec import Spec
 from edgepose.training.models import check_name
 
-FAMILIES = {"qrpose": ("qrpose_tiny", "qrpose_edge", "qrpose_hrnet32", "qrpose_hrnet48", "qrpose_dla34")}
+FAMILIES = {
+    "qrpose": ("qrpose_tiny", "qrpose_edge", "qrpose_hrnet32", "qrpose_hrnet48", "qrpose_dla34"),
+    "sharpose": (
+        *("sharpose_tiny_128x96", "sharpose_small_256x192"),
+        *("sharpose_base_256x192", "sharpose_base_384x288"),
+    ),
+}
+
+CONTRACTS: dict[str, Contract] = {"qrpose": SINGLE_STAGE, "sharpose": TWO_STAGE}
 
 
 def family_of(name: str) -> str:
@@ -22,6 +37,10 @@ def family_of(name: str) -> str:
     raise EdgeposeError(f"{name}: cannot be exported yet; choose one of {known}")
 
 
-def spec_of(name: str, size: tuple[int, int]) -> Spec:
-    """The spec of a model built for inputs of `size` (width, height) pixels. Raises as `family_of`."""
-    return Spec(family=family_of(name), model=name, width=size[0], height=size[1])
+def spec_of(name: str, model: nn.Module) -> Spec:
+    """The spec of the network `model`, built under `name`. Raises as `family_of`."""
+    family = family_of(name)
+    contract = CONTRACTS[family]
+    width, height = cast(Any, model).config.size
+    plain = Spec(family=family, model=name, width=width, height=height, graphs=tuple(contract.ports))
+    return contract.described(plain, model)

@@ -37,6 +37,9 @@ VERBS = {
         "edgepose.runtime.verb_build:build", "Build, prove and time TensorRT engines on this board."
     ),
     "bench": Verb("edgepose.runtime.verb_bench:bench", "Time graphs against each other, in turns."),
+    "dial": Verb(
+        "edgepose.export.verb_dial:dial", "Measure what refining people with a second model brings."
+    ),
     "stream": Verb("edgepose.runtime.verb_stream:stream", "Serve a source with its poses over RTSP."),
 }
 

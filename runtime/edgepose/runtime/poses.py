@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
+STAGES = ("first", "coarse", "fine")  # of a cascade: the single-stage model, a two-stage one's two looks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,25 +23,33 @@ class Poses:
     keypoint_scores: F32  # (P, K) confidence of each joint, 0..1
     scores: F32  # (P,) expected OKS of the pose, 0..1
     boxes: F32  # (P, 4) x0, y0, x1, y1 of the joints
+    stages: npt.NDArray[np.uint8] | None = None  # (P,) of STAGES, whose pose it is; None: of the only one
 
     def __post_init__(self) -> None:
         people, joints = self.keypoints.shape[:2]
-        expected = ((people, joints, 2), (people, joints), (people,), (people, 4))
-        actual = tuple(getattr(self, field.name).shape for field in fields(self))
-        if actual != expected:
-            raise ValueError(f"Poses: expected shapes {expected}, got {actual}")
+        expected = ((people, joints, 2), (people, joints), (people,), (people, 4), (people,))
+        actual = tuple(values.shape for values in self.arrays())
+        if actual != expected[: len(actual)]:
+            raise ValueError(f"Poses: expected shapes {expected[: len(actual)]}, got {actual}")
+
+    def arrays(self) -> list[Any]:
+        """The fields in their order, without `stages` where there are none."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        return values if self.stages is not None else values[:-1]
 
     @classmethod
     def empty(cls, joints: int = 17) -> Poses:
         """Nobody."""
-        return cls(*(np.zeros(s, np.float32) for s in ((0, joints, 2), (0, joints), (0,), (0, 4))))
+        shapes = ((0, joints, 2), (0, joints), (0,), (0, 4))
+        keypoints, sure, scores, boxes = (np.zeros(shape, np.float32) for shape in shapes)
+        return cls(keypoints, sure, scores, boxes)
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def __getitem__(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.integer] | slice) -> Poses:
         """The chosen people, by mask, indices or slice."""
-        return Poses(*(getattr(self, field.name)[chosen] for field in fields(self)))
+        return Poses(*(values[chosen] for values in self.arrays()))
 
     def above(self, threshold: float) -> Poses:
         """The people whose expected OKS is at least `threshold`."""

@@ -11,6 +11,9 @@ from edgepose.runtime.skeleton import SKELETONS, Skeleton
 
 SPEC_VERSION = 1
 METADATA_KEY = "edgepose.spec"  # key of the spec in an ONNX file's metadata_props
+# How a picture becomes an input: the whole frame, aspect kept, padded right and below with the mean colour;
+# or one crop per person (`runtime.topdown`).
+RESIZES = ("letterbox", "crop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +29,20 @@ class Spec:
     colour: str = "RGB"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of values in 0..1, ImageNet
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    resize: str = "letterbox"  # keep the aspect, pad right and bottom with the mean colour
+    resize: str = "letterbox"  # one of RESIZES
     score_threshold: float = 0.25  # expected OKS below which a stream shows nobody
+    # Two-stage networks: people whose predicted quality is lower are looked at again. INT8 has a limit of its
+    # own, because quantization shifts the quality.
+    refine_below: float | None = None
+    refine_below_int8: float | None = None
+    sharp_cells: int | None = None  # how many cells of `region_order` the second look sees sharp
     version: int = SPEC_VERSION
+
+    def limit(self, precision: str) -> float:
+        """The quality below which the graphs of `precision` look again; infinite where the spec has none."""
+        own = self.refine_below_int8 if precision == "int8" else None
+        found = self.refine_below if own is None else own
+        return float("inf") if found is None else found
 
     def joints(self) -> Skeleton:
         """The skeleton of the outputs."""
@@ -53,7 +67,8 @@ class Spec:
             raise EdgeposeError(
                 f"{origin}: not an edgepose spec ({error}); export the bundle again"
             ) from error
-        if spec.skeleton not in SKELETONS or spec.colour not in ("RGB", "BGR") or spec.resize != "letterbox":
+        known = spec.skeleton in SKELETONS and spec.colour in ("RGB", "BGR") and spec.resize in RESIZES
+        if not known:
             raise EdgeposeError(
                 f"{origin}: skeleton {spec.skeleton!r}, colour {spec.colour!r} or resize {spec.resize!r} "
                 "is unknown to this release; export the bundle again"

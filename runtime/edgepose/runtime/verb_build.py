@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -10,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from edgepose.runtime.backend import Backend
 from edgepose.runtime.bench import Timing, alternate
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError, GateFailed
@@ -25,13 +24,14 @@ from edgepose.runtime.trt.cache import default_root
 from edgepose.runtime.trt.cuda import LIBRARIES
 from edgepose.runtime.trt.engines import Engines, Options, Step
 from edgepose.runtime.trt.precision import LADDER
+from edgepose.runtime.trt.runner import TensorRtBackend
 
 CHOSEN = ("int8", "fp16")  # INT8 transformers are often slower than FP16, so both are built and timed
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--graph", default="pose", show_default=True, help="Which graph of the bundle.")
+@click.option("--graph", "graphs", multiple=True, help="Only this graph of the bundle; may be repeated.")
 @click.option(
     "--precision", "precisions", type=click.Choice(LADDER), multiple=True, default=CHOSEN, show_default=True
 )
@@ -50,7 +50,7 @@ CHOSEN = ("int8", "fp16")  # INT8 transformers are often slower than FP16, so bo
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def build(
     bundle: Path,
-    graph: str,
+    graphs: tuple[str, ...],
     precisions: tuple[str, ...],
     batch: str,
     workspace: int,
@@ -71,20 +71,30 @@ def build(
     """
     opened = Bundle.open(bundle)
     settings = Settings(_batches(batch), workspace, level, sparsity, dla_core)
+    names = graphs or opened.spec.graphs
     if print_trtexec:
-        inputs = _inputs(opened, graph)
-        for precision in precisions:
-            for line in trtexec.commands(print_trtexec, precision, graph, inputs, settings):
-                click.echo(line)
+        for line in _lines(opened, names, print_trtexec, precisions, settings):
+            click.echo(line)
         return
-    made = Engines(opened, graph, Options(settings, cuda, engines or default_root(), rebuild))
-    report = _report(made, precisions, rounds)
-    if as_json:
-        click.echo(json.dumps(report, indent=1))
-    else:
-        _show(report)
-    if report["default"] is None:
-        raise GateFailed("no engine can be used here; ONNX Runtime runs the same model on the CPU")
+    options = Options(settings, cuda, engines or default_root(), rebuild)
+    made = {name: Engines(opened, name, options) for name in names}
+    found = {name: _report(one, precisions, rounds) for name, one in made.items()}
+    board = asdict(next(iter(made.values())).board)
+    report = {"board": board, "settings": asdict(settings), "graphs": found}
+    click.echo(json.dumps(report, indent=1)) if as_json else _show(report)
+    if lacking := [name for name, one in found.items() if one["default"] is None]:
+        raise GateFailed(
+            f"no engine of {', '.join(lacking)} can be used here; ONNX Runtime runs the same model on the CPU"
+        )
+
+
+def _lines(
+    bundle: Bundle, names: tuple[str, ...], release: str, precisions: tuple[str, ...], settings: Settings
+) -> Iterator[str]:
+    for name in names:
+        inputs = _inputs(bundle, name)
+        for precision in precisions:
+            yield from trtexec.commands(release, precision, name, inputs, settings)
 
 
 def _batches(text: str) -> tuple[int, int, int]:
@@ -101,14 +111,14 @@ def _inputs(bundle: Bundle, graph: str) -> dict[str, tuple[int | None, ...]]:
     from edgepose.runtime.backend_onnxruntime import OnnxRuntimeBackend
 
     with OnnxRuntimeBackend(bundle.graph(graph, "fp32"), threads=1) as backend:
-        return backend.inputs
+        return {name: shape for name, (shape, _) in backend.inputs.items()}
 
 
 def _report(engines: Engines, precisions: tuple[str, ...], rounds: int) -> dict[str, Any]:
     """Build, prove and time; the fastest engine is remembered as the default."""
     steps: list[Step] = []
     with ExitStack() as stack:
-        live: dict[str, Backend] = {}
+        live: dict[str, TensorRtBackend] = {}
         for precision in precisions:
             backend, tried = engines.exactly(precision)
             steps += tried
@@ -117,8 +127,6 @@ def _report(engines: Engines, precisions: tuple[str, ...], rounds: int) -> dict[
         timings = _timed(live, engines, rounds)
     best = min(timings, key=lambda timing: timing.p50_ms).name if timings else None
     report = {
-        "board": asdict(engines.board),
-        "settings": asdict(engines.settings),
         "engines": [asdict(step) for step in steps],
         "timings": [timing.to_dict() for timing in timings],
         "default": best,
@@ -128,45 +136,47 @@ def _report(engines: Engines, precisions: tuple[str, ...], rounds: int) -> dict[
     return report
 
 
-def _timed(live: dict[str, Backend], engines: Engines, rounds: int) -> list[Timing]:
+def _timed(live: dict[str, TensorRtBackend], engines: Engines, rounds: int) -> list[Timing]:
     """In turns, with the copies to and from the GPU, at the batch the engines are to be fast for."""
     if not live:
         return []
-    shape = (engines.settings.batches[1], 3, engines.spec.height, engines.spec.width)
-    feeds = {"images": np.random.default_rng(0).standard_normal(shape, np.float32)}
+    feeds = engines.feeds(next(iter(live.values())).inputs)
     return alternate({name: partial(backend.run, feeds) for name, backend in live.items()}, rounds)
 
 
 def _show(report: dict[str, Any]) -> None:
     board, console = report["board"], Console(width=110)
-    console.print(
-        f"{board['gpu']} sm_{board['sm']}, TensorRT {board['tensorrt']}, Jetson Linux {board['l4t']}"
-    )
-    table = Table(Column("engine"), Column("view", overflow="fold"), box=box.SIMPLE_HEAD)
-    for title in ("build s", "INT8/FP16/FP32 layers", "reformats", "px off", "median ms", "95 % ms"):
+    machine = f"{board['gpu']} sm_{board['sm']}, TensorRT {board['tensorrt']}, Jetson Linux {board['l4t']}"
+    console.print(machine)
+    for name, found in report["graphs"].items():
+        console.print(_table(name, found))
+        for step in found["engines"]:
+            if step["problem"]:
+                line = f"no {step['precision']} engine ({step['typing']}): {step['problem']}"
+                console.print(line, markup=False)
+        if found["default"]:
+            console.print(f"default here: {found['default']}, the fastest that reproduces the golden vectors")
+
+
+def _table(name: str, found: dict[str, Any]) -> Table:
+    table = Table(Column(name), Column("view", overflow="fold"), box=box.SIMPLE_HEAD)
+    for title in ("build s", "INT8/FP16/FP32 layers", "reformats", "from golden", "median ms", "95 % ms"):
         table.add_column(title, justify="right")
-    timings = {row["name"]: row for row in report["timings"]}
-    for step in report["engines"]:
+    timings = {row["name"]: row for row in found["timings"]}
+    for step in found["engines"]:
         if not step["problem"]:
-            table.add_row(f"{step['precision']} ({step['typing']})", step["view"], *_figures(step, timings))
-    console.print(table)
-    for step in report["engines"]:
-        if step["problem"]:
-            console.print(
-                f"no {step['precision']} engine ({step['typing']}): {step['problem']}", markup=False
-            )
-    if report["default"]:
-        console.print(f"default here: {report['default']}, the fastest that reproduces the golden vectors")
+            figures = _figures(step["report"], timings[step["precision"]])
+            table.add_row(f"{step['precision']} ({step['typing']})", step["view"], *figures)
+    return table
 
 
-def _figures(step: dict[str, Any], timings: dict[str, Any]) -> tuple[str, ...]:
-    layers, timing, report = step["report"]["layers"], timings[step["precision"]], step["report"]
-    counts = "/".join(str(layers["by_precision"].get(name, 0)) for name in LADDER)
+def _figures(report: dict[str, Any], timing: dict[str, Any]) -> tuple[str, ...]:
+    layers = report["layers"]
     return (
         f"{report['seconds']:.0f}",
-        counts,
+        "/".join(str(layers["by_precision"].get(name, 0)) for name in LADDER),
         str(layers["reformats"]),
-        f"{report['golden']['keypoint_px']:.2f}",
+        "/".join(f"{figure:.2g}" for figure in report["golden"].values()),
         f"{timing['p50_ms']:.2f}",
         f"{timing['p95_ms']:.2f}",
     )

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
@@ -18,8 +19,10 @@ from edgepose.runtime.backend import CPU_VIEWS, open_backend
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError, MissingLibrary
 from edgepose.runtime.estimator import Estimator
+from edgepose.runtime.poses import Poses
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.stream import capture
+from edgepose.runtime.stream.counters import Refinements
 from edgepose.runtime.stream.grammar import (
     FASTEST,
     Endpoint,
@@ -34,6 +37,8 @@ from edgepose.runtime.stream.grammar import (
 from edgepose.runtime.stream.outlet import STDOUT, LineOutlet
 from edgepose.runtime.stream.session import OVERLAYS, Input, Settings, Stream
 from edgepose.runtime.stream.source import Feeder
+from edgepose.runtime.topdown.cascade import POLICIES, Cascade, Dial
+from edgepose.runtime.topdown.pair import open_pair, require_first, require_pair
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 # Python hands the GIL over every 5 ms by default; each hop of a frame between threads may wait that long.
@@ -66,6 +71,23 @@ _SWITCH_S = 0.001
     help="sync: each frame waits for its poses; latest: video never waits, the newest are drawn; none.",
 )
 @click.option("--poses", "poses_target", metavar="FILE|-", help="JSON lines of all poses; `-` is stdout.")
+@click.option(
+    "--refine",
+    "refine_path",
+    metavar="BUNDLE",
+    help="A two-stage network (SHaRPose) that looks again at the people of --bundle, worst poses first.",
+)
+@click.option(
+    "--refine-policy",
+    type=click.Choice(POLICIES),
+    help="always: twice at everybody shown; auto: as often as their expected OKS asks for; never.  [auto]",
+)
+@click.option(
+    "--budget-ms",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MS",
+    help="From frame to poses, both networks together; what is left of it is spent on refining.",
+)
 @click.option("--fps", type=click.IntRange(1, FASTEST), help="At most so many frames per second.")
 @click.option("--size", "size_text", metavar="WxH", help="Size of the stream; the source's by default.")
 @click.option(
@@ -93,6 +115,9 @@ def stream(
     precision: str,
     overlay: str,
     poses_target: str | None,
+    refine_path: str | None,
+    refine_policy: str | None,
+    budget_ms: float | None,
     fps: int | None,
     size_text: str | None,
     threshold: float | None,
@@ -111,22 +136,19 @@ def stream(
     size = parse_size(size_text) if size_text else None
     source = _input(spec, size, once)
     bundle = Bundle.open(bundle_path)
-    settings = Settings(
-        endpoint,
-        overlay,
-        size,
-        fps,
-        bundle.spec.score_threshold if threshold is None else threshold,
-        bundle.spec.joints(),
-    )
+    require_first(bundle)
+    least = bundle.spec.score_threshold if threshold is None else threshold
+    settings = Settings(endpoint, overlay, size, fps, least, bundle.spec.joints())
+    refining = _refining(bundle, refine_path, _dial(refine_path, refine_policy, budget_ms, least))
     with contextlib.ExitStack() as stack:
         outlet = stack.enter_context(_outlet(poses_target))
         on_line = outlet.put if outlet else _nowhere
-        running = Stream(settings, source, lambda: _estimator(bundle, precision), on_line)
+        running = Stream(settings, source, lambda: _estimator(bundle, precision, refining), on_line)
         stack.enter_context(_stopped_by_signals(running.request_stop))
         stack.enter_context(_quick_switches())
         _run(running, endpoint, duration)
-    summary = running.summary(outlet.dropped if outlet else 0)
+    done = refining.done.figures() if refining else None
+    summary = replace(running.summary(outlet.dropped if outlet else 0), refined=done)
     text = json.dumps(summary.as_dict()) if as_json else summary.sentence()
     click.echo(text, err=poses_target == STDOUT)
 
@@ -176,11 +198,47 @@ def _synthetic(spec: Synthetic) -> Callable[[int], U8]:
     return frame
 
 
+@dataclass(frozen=True, slots=True)
+class _Refining:
+    """The second network, and what it has done."""
+
+    bundle: Bundle
+    dial: Dial
+    done: Refinements
+
+
+def _dial(refine_path: str | None, policy: str | None, budget_ms: float | None, least: float) -> Dial:
+    for flag, value in (("--refine-policy", policy), ("--budget-ms", budget_ms)):
+        if value is not None and refine_path is None:
+            raise EdgeposeError(f"{flag} {value}: there is nothing to refine with; add --refine BUNDLE")
+    budget_s = float("inf") if budget_ms is None else budget_ms / 1000
+    return Dial(policy or "auto", budget_s, least)
+
+
+def _refining(first: Bundle, path: str | None, dial: Dial) -> _Refining | None:
+    if path is None:
+        return None
+    second = Bundle.open(path)
+    require_pair(first, second)
+    return _Refining(second, dial, Refinements())
+
+
 @contextlib.contextmanager
-def _estimator(bundle: Bundle, precision: str) -> Iterator[Estimator]:
+def _estimator(bundle: Bundle, precision: str, refining: _Refining | None) -> Iterator[Callable[[U8], Poses]]:
     threads = max(1, (os.cpu_count() or 1) - 1)  # one core stays for capture, encoder and server
-    with open_backend(bundle, precision, threads=threads) as backend:
-        yield Estimator(backend, bundle.spec)
+    if refining is None:
+        with open_backend(bundle, precision, threads=threads) as backend:
+            yield Estimator(backend, bundle.spec)
+        return
+    with open_pair(bundle, refining.bundle, precision, threads) as pair:
+        cascade = Cascade(pair.first, pair.second, refining.dial)
+
+        def estimate(frame: U8) -> Poses:
+            refined = cascade(frame)
+            refining.done.add(refined)
+            return refined.poses
+
+        yield estimate
 
 
 @contextlib.contextmanager

@@ -21,7 +21,9 @@ from standin_gpu import Gpu
 
 from edgepose.export import golden, views
 from edgepose.runtime.bundle import Bundle, publish
+from edgepose.runtime.golden import FILE
 from edgepose.runtime.spec import Spec
+from edgepose.runtime.topdown.twostage import ORDER
 from edgepose.runtime.trt import board as boards
 from edgepose.runtime.trt import driver
 
@@ -161,5 +163,47 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     for name, model in made.items():
         onnx.save(model, content / f"{name}.onnx")
     frames = np.random.default_rng(5).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    (content / "golden.npz").write_bytes(golden.to_bytes(golden.record(made, frames, SPEC)))
+    (content / FILE).write_bytes(golden.to_bytes(golden.record(made.items(), frames, SPEC)))
     return publish(content, tmp_path_factory.mktemp("bundle") / "pose", SPEC, {"model": "qrpose_tiny"})
+
+
+@pytest.fixture
+def two_graphs(tmp_path: Path) -> Bundle:
+    """A bundle of SHaRPose's form: the second graph reads the picture and what the first gave."""
+    value = helper.make_tensor_value_info
+    images = value("images", TensorProto.FLOAT, ["batch", 3, 4, 4])
+    order, context = (
+        value(ORDER, TensorProto.INT32, ["batch", 3]),
+        value("tokens", TensorProto.FLOAT, ["batch", 3]),
+    )
+    axes = numpy_helper.from_array(np.array([2, 3], np.int64), "axes")
+    first = [
+        helper.make_node("ReduceSum", ["images", "axes"], ["tokens"], keepdims=0),
+        helper.make_node("Cast", ["tokens"], [ORDER], to=TensorProto.INT32),
+    ]
+    second = [
+        helper.make_node("Cast", [ORDER], ["ranks"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["ranks", "tokens"], ["sums"]),
+        helper.make_node("Unsqueeze", ["sums", "axes"], ["wide"]),
+        helper.make_node("Add", ["images", "wide"], ["heatmaps"]),
+    ]
+    graphs = {
+        "coarse.fp32": helper.make_graph(first, "coarse", [images], [context, order], [axes]),
+        "fine.fp32": helper.make_graph(
+            second,
+            "fine",
+            [images, context, order],
+            [value("heatmaps", TensorProto.FLOAT, ["batch", 3, 4, 4])],
+            [axes],
+        ),
+    }
+    opsets = [helper.make_opsetid("", 17)]
+    models = {name: helper.make_model(g, opset_imports=opsets, ir_version=8) for name, g in graphs.items()}
+    content = tmp_path / "content"
+    content.mkdir()
+    for name, model in models.items():
+        onnx.save(model, content / f"{name}.onnx")
+    spec = Spec("sharpose", "tiny", 4, 4, graphs=("coarse", "fine"), resize="crop", sharp_cells=2)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
+    (content / FILE).write_bytes(golden.to_bytes(golden.record(models.items(), frames, spec)))
+    return publish(content, tmp_path / "two", spec, {})

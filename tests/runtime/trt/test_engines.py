@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import multiprocessing
@@ -18,6 +17,7 @@ from edgepose.runtime.backend import open_backend
 from edgepose.runtime.backend_onnxruntime import OnnxRuntimeBackend
 from edgepose.runtime.bundle import Bundle, publish
 from edgepose.runtime.errors import EdgeposeError, HardwareError
+from edgepose.runtime.topdown.twostage import ORDER
 from edgepose.runtime.trt.build import Settings
 from edgepose.runtime.trt.cache import PLAN
 from edgepose.runtime.trt.cuda import DeviceLost
@@ -257,7 +257,7 @@ def test_the_best_precision_is_remembered_for_this_graph_and_board(bundle, insta
     gpu = install("10.3")
     made = engines(bundle, tmp_path, settings=Settings((1, 2, 4), sparsity=True))
     assert made.remembered() == ("int8", made)
-    made.keep_default("fp16", {"settings": {**dataclasses.asdict(made.settings), "batches": [1, 2, 4]}})
+    made.keep_default("fp16", {})
     best, others = engines(bundle, tmp_path).remembered()
     assert (best, others.settings) == ("fp16", made.settings)
     gpu.sm = 72
@@ -268,7 +268,7 @@ def test_open_backend_takes_the_batches_that_were_built_for(bundle, install, tmp
     monkeypatch.setenv("EDGEPOSE_ENGINES", str(tmp_path))
     install("10.3")
     made = engines(bundle, tmp_path, settings=Settings((2, 3, 4)))
-    made.keep_default("fp16", {"settings": dataclasses.asdict(made.settings)})
+    made.keep_default("fp16", {})
     for precision in ("default", "int8"):
         with open_backend(bundle, precision, device="tensorrt") as backend:
             answers = backend.run({"images": np.zeros((4, 3, 32, 32), np.float32)})
@@ -314,3 +314,19 @@ def test_weak_fp16_is_proven_against_the_half_precision_answers(bundle, install,
     assert (steps[0].view, steps[0].problem) == ("fp32", "")
     # The stand-in computes in float32: that far the recorded half precision is from it.
     assert 0.001 < steps[0].report["golden"]["keypoint_px"] < 1
+
+
+@pytest.mark.parametrize("graph", ["coarse", "fine"])
+def test_a_graph_that_reads_anothers_outputs_is_proven_on_them(
+    graph: str, two_graphs, install, tmp_path
+) -> None:
+    gpu = install("10.3")
+    made = Engines(two_graphs, graph, Options(root=tmp_path / "engines"))
+    backend, steps = made.live("fp32")
+    assert backend is not None
+    assert set(backend.inputs) == {"coarse": {"images"}, "fine": {"images", "tokens", ORDER}}[graph]
+    backend.close()
+    gpu.faults.wrong_precisions = {"fp32"}
+    backend, steps = made.live("fp32")
+    assert backend is None
+    assert "context" in steps[0].problem

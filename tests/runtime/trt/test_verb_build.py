@@ -33,10 +33,11 @@ def test_both_are_built_proven_and_timed_and_the_faster_one_is_the_default(
 ) -> None:
     install(release)
     code, out, _ = run(bundle.path, "--json", "--batch", "1,2,4")
-    report = json.loads(out)
+    whole = json.loads(out)
+    report = whole["graphs"]["pose"]
     assert code == 0
-    assert report["board"]["tensorrt"].startswith(release)
-    assert report["settings"]["batches"] == [1, 2, 4]
+    assert whole["board"]["tensorrt"].startswith(release)
+    assert whole["settings"]["batches"] == [1, 2, 4]
     assert [(row["precision"], row["problem"]) for row in report["engines"]] == [("int8", ""), ("fp16", "")]
     times = {row["name"]: row["p50_ms"] for row in report["timings"]}
     assert times.keys() == {"int8", "fp16"}
@@ -51,7 +52,7 @@ def test_both_are_built_proven_and_timed_and_the_faster_one_is_the_default(
 def test_an_engine_that_answers_wrongly_is_not_the_default_however_fast(bundle, install, run) -> None:
     install("11.4").faults.wrong_precisions = {"int8"}
     code, out, _ = run(bundle.path, "--json")
-    report = json.loads(out)
+    report = json.loads(out)["graphs"]["pose"]
     assert (code, report["default"]) == (0, "fp16")
     assert "does not reproduce" in report["engines"][0]["problem"]
     code, out, _ = run(bundle.path)
@@ -62,7 +63,7 @@ def test_no_engine_at_all_fails_the_gate(bundle, install, run) -> None:
     install("10.3").faults.wrong_precisions = {"int8", "fp16"}
     code, _, err = run(bundle.path)
     assert code == 1
-    assert "ONNX Runtime runs the same model" in err
+    assert "no engine of pose can be used here" in err
 
 
 def no_driver(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,3 +118,13 @@ def test_trtexec_lines_need_no_board(bundle, run) -> None:
     assert code == 0
     assert len(lines) == 4  # two precisions, strong and weak
     assert "--minShapes=images:2x3x32x32" in lines[0]
+
+
+def test_every_graph_of_a_bundle_is_built(install, run, two_graphs) -> None:
+    install("10.3")
+    code, out, err = run(two_graphs.path, "--json", "--precision", "fp32", "--batch", "1,2,4")
+    assert code == 0, err
+    found = json.loads(out)["graphs"]
+    assert {name: graph["default"] for name, graph in found.items()} == {"coarse": "fp32", "fine": "fp32"}
+    code, out, _ = run(two_graphs.path, "--json", "--precision", "fp32", "--graph", "fine")
+    assert list(json.loads(out)["graphs"]) == ["fine"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from edgepose.runtime.topdown.cascade import Refined
+
 _KEPT = 20_000  # newest latencies that count, about ten minutes at 30 frames/s; bounds the memory
+_COUNTED = ("people", "looked", "again", "broken")  # of each frame's refinement
 
 
 class Latencies:
@@ -32,6 +35,26 @@ class Latencies:
 
 
 @dataclass(frozen=True, slots=True)
+class RefinedPeople:
+    """What a cascade's second model did, over all frames."""
+
+    people: int  # whom the policy would look at
+    looked: int  # of these, at whom there was time to look
+    again: int  # of these, twice
+    broken: int  # of these, whose new pose is no numbers
+    p50_ms: float | None  # of a frame, beyond the first model's time
+    p95_ms: float | None
+
+    def sentence(self) -> str:
+        """For people."""
+        broken = f", {self.broken} broken" if self.broken else ""
+        return (
+            f"refined: {self.looked} of {self.people} people, {self.again} twice{broken}, "
+            f"in ms {_pair(self.p50_ms, self.p95_ms)}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """What a stream did from its first frame to its end."""
 
@@ -49,10 +72,11 @@ class Summary:
     losses: int  # times the source was lost
     lines_dropped: int  # pose lines that a slow reader did not take
     encoder: str
+    refined: RefinedPeople | None = None  # with a second model
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {k: round(v, 3) if isinstance(v, float) else v for k, v in asdict(self).items()}
+        return _rounded(asdict(self))
 
     def sentence(self) -> str:
         """For people, one line."""
@@ -64,6 +88,8 @@ class Summary:
             f"poses {_pair(self.pose_latency_p50_ms, self.pose_latency_p95_ms)}",
             f"clients served: {self.clients}",
         ]
+        if self.refined:
+            parts.append(self.refined.sentence())
         if self.losses:
             parts.append(f"source lost: {self.losses} times")
         if self.lines_dropped:
@@ -92,6 +118,35 @@ class Tally:
     def seconds(self) -> float:
         """From the first frame's capture to the last one's encoding."""
         return 0.0 if self.first_ns is None else max(0, self.last_ns - self.first_ns) / 1e9
+
+
+class Refinements:
+    """Counts of a cascade's frames; the network's thread writes."""
+
+    def __init__(self) -> None:
+        self._people: Counter[str] = Counter()
+        self._ms = Latencies()
+
+    def add(self, frame: Refined) -> None:
+        """Count one."""
+        self._people.update({name: getattr(frame, name) for name in _COUNTED})
+        self._ms.add(1000 * frame.seconds)
+
+    def figures(self) -> RefinedPeople:
+        """Of all frames so far."""
+        counts = {name: self._people[name] for name in _COUNTED}
+        return RefinedPeople(**counts, p50_ms=self._ms.percentile(50), p95_ms=self._ms.percentile(95))
+
+
+def _rounded(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _rounded(value)
+        if isinstance(value, dict)
+        else round(value, 3)
+        if isinstance(value, float)
+        else value
+        for key, value in values.items()
+    }
 
 
 def _pair(p50: float | None, p95: float | None) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from edgepose.runtime.poses import Poses, boxes_of
+from edgepose.runtime.poses import STAGES, Poses, boxes_of
 
-VERSION = 1
+VERSION = 1  # rises when a reader of the older one would be misled; a key more does not mislead
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,15 @@ class Stamp:
 def pose_line(stamp: Stamp, poses: Poses) -> str:
     """One line of JSON. A person's `keypoints` are x, y, score of every joint, flat, in the skeleton's order.
 
-    Flat and rounded (0.1 pixel, 0.01 score), because 30 nested people cost more bytes than the video.
+    Flat and rounded (0.1 pixel, 0.01 score), because 30 nested people cost more bytes than the video. A
+    cascade's people have a `stage` too, one of `STAGES`.
     """
-    people = [
+    people: list[dict[str, Any]] = [
         {"score": round(float(score), 3), "keypoints": _flat(poses, person)}
         for person, score in enumerate(poses.scores)
     ]
+    if poses.stages is not None:
+        people = [each | {"stage": STAGES[stage]} for each, stage in zip(people, poses.stages, strict=True)]
     return _line(_head(stamp) | {"latency_ms": round(stamp.latency_ms, 1), "people": people})
 
 
@@ -56,7 +59,9 @@ def people_of(line: dict[str, Any]) -> Poses:
     triples = np.array([person["keypoints"] for person in people], np.float32).reshape(len(people), -1, 3)
     keypoints = np.ascontiguousarray(triples[..., :2])
     scores = np.array([person["score"] for person in people], np.float32)
-    return Poses(keypoints, np.ascontiguousarray(triples[..., 2]), scores, boxes_of(keypoints))
+    told = [STAGES.index(person["stage"]) for person in people if "stage" in person]
+    stages = np.array(told, np.uint8) if told else None
+    return Poses(keypoints, np.ascontiguousarray(triples[..., 2]), scores, boxes_of(keypoints), stages)
 
 
 def _flat(poses: Poses, person: int) -> list[float]:

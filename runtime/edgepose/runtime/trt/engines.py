@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from edgepose.runtime.backend import Backend
+from edgepose.runtime.agreement import Array, Difference, largest
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError
-from edgepose.runtime.golden import TOLERANCES, Difference, Outputs, difference, largest, read
-from edgepose.runtime.preprocess import normalise
+from edgepose.runtime.golden import apart, limit, read
 from edgepose.runtime.trt.board import Board, require_board
 from edgepose.runtime.trt.build import BuildFailed, Built, Settings, build
 from edgepose.runtime.trt.cache import EngineCache, Kept, Key, default_root
@@ -64,13 +63,13 @@ class Engines:
 
     def __init__(self, bundle: Bundle, graph: str, options: Options) -> None:
         self.board: Board = require_board()
-        self.settings, self.spec = options.settings, bundle.spec
+        self.settings = options.settings
         self._cache = EngineCache(options.root)
         self._bundle, self._graph, self._options = bundle, graph, options
         # A choice of precision is remembered by the graph in full precision.
         self._identity = bundle.files[bundle.graph(graph, "fp32").name]
 
-    def live(self, precision: str) -> tuple[Backend | None, list[Step]]:
+    def live(self, precision: str) -> tuple[TensorRtBackend | None, list[Step]]:
         """The first engine from `precision` downwards that can be built and reproduces the golden vectors.
 
         None when there is no such engine, with every step that was tried and what was wrong with it.
@@ -84,7 +83,7 @@ class Engines:
                 return backend, steps
         return None, steps
 
-    def exactly(self, precision: str) -> tuple[Backend | None, list[Step]]:
+    def exactly(self, precision: str) -> tuple[TensorRtBackend | None, list[Step]]:
         """The engine of one precision, by the first way that works; None and the problems when none does."""
         steps: list[Step] = []
         for attempt in attempts(precision, typings()):
@@ -96,6 +95,14 @@ class Engines:
                 continue
             return backend, [*steps, Step(precision, attempt.typing, attempt.view, "", report)]
         return None, steps
+
+    def feeds(self, inputs: Iterable[str]) -> dict[str, Array]:
+        """The first golden picture by these names, for the batch the engines are to be fast for.
+
+        Not noise: one graph's output may be an index in the next.
+        """
+        known = read(self._bundle).known(self._bundle.spec)[0]
+        return {name: np.repeat(known[name], self.settings.batches[1], 0) for name in inputs}
 
     def remembered(self) -> tuple[str, Engines]:
         """The precision that `edgepose build` found best here, and the engines with the settings it had.
@@ -112,8 +119,9 @@ class Engines:
         return choice["precision"], Engines(self._bundle, self._graph, options)
 
     def keep_default(self, precision: str, report: dict[str, Any]) -> None:
-        """Remember it, with the build report."""
-        self._cache.keep_default(self._identity, self.board, precision, report)
+        """Remember it, with the settings and the build report."""
+        kept = {"settings": asdict(self.settings), **report}
+        self._cache.keep_default(self._identity, self.board, precision, kept)
 
     def _require_view(self, precision: str) -> None:
         """Raises EdgeposeError when the bundle holds no file of the precision that was asked for."""
@@ -121,7 +129,7 @@ class Engines:
         if not any(f"{self._graph}.{view}.onnx" in self._bundle.files for view in wanted):
             self._bundle.graph(self._graph, wanted[0])
 
-    def _proven(self, attempt: Attempt) -> tuple[Backend, dict[str, Any]]:
+    def _proven(self, attempt: Attempt) -> tuple[TensorRtBackend, dict[str, Any]]:
         if f"{self._graph}.{attempt.view}.onnx" not in self._bundle.files:
             raise BuildFailed(f"the bundle has no {self._graph}.{attempt.view}.onnx")
         key = Key(
@@ -177,10 +185,10 @@ class Engines:
         cuda = open_cuda(self._options.cuda)
         return TensorRtBackend(plan, cuda, mapped=self.board.integrated)
 
-    def _started(self, kept: Kept, attempt: Attempt) -> Backend:
+    def _started(self, kept: Kept, attempt: Attempt) -> TensorRtBackend:
         with _closed_on_error(self._opened(kept.plan)) as backend:
-            apart = reproduce(backend, self._bundle, self._graph, attempt, self.settings.batches[0])
-            kept.report["golden"] = asdict(apart)
+            furthest = reproduce(backend, self._bundle, self._graph, attempt, self.settings.batches[0])
+            kept.report["golden"] = asdict(furthest)
         return backend
 
 
@@ -193,33 +201,33 @@ def _closed_on_error(backend: TensorRtBackend) -> Iterator[TensorRtBackend]:
         raise
 
 
-def reproduce(backend: Backend, bundle: Bundle, graph: str, attempt: Attempt, batch: int) -> Difference:
+def reproduce(
+    backend: TensorRtBackend, bundle: Bundle, graph: str, attempt: Attempt, batch: int
+) -> Difference:
     """How far the backend's answers to the golden pictures are from the recorded ones.
 
     Each picture is asked `batch` times at once, for an engine that takes no fewer; all must be near.
 
-    Raises NotReproduced when that is beyond TOLERANCES, EdgeposeError when the bundle has none recorded.
+    Raises NotReproduced beyond the view's limit, EdgeposeError when the bundle has none recorded.
     """
     # Weak FP16 is made of the FP32 file, and held against what half precision answered.
-    view = attempt.view if attempt.precision == "int8" else attempt.precision
-    golden = read(bundle)
-    if f"{graph}.{view}" not in golden.expected:
-        raise EdgeposeError(f"{bundle.path}: has no golden vectors of {graph}.{view}; export it again")
-    images = [normalise(frame, bundle.spec) for frame in golden.frames]
-    pairs = zip(golden.expected[f"{graph}.{view}"], images, strict=True)
-    threshold = bundle.spec.score_threshold
+    view = f"{graph}.{attempt.view if attempt.precision == 'int8' else attempt.precision}"
+    golden, spec = read(bundle), bundle.spec
+    if view not in golden.expected:
+        raise EdgeposeError(f"{bundle.path}: has no golden vectors of {view}; export it again")
     found: list[Difference] = []
-    for expected, image in pairs:
-        answers = backend.run({"images": np.repeat(image, batch, 0)})
-        for index in range(batch):
-            one = cast(Outputs, {name: array[index : index + 1] for name, array in answers.items()})
-            found.append(difference(expected, one, threshold))
-    apart = largest(found)
-    if not apart.within(TOLERANCES[view]):
-        limit = TOLERANCES[view]
+    for expected, known in zip(golden.expected[view], golden.known(spec), strict=True):
+        answers = backend.run({name: np.repeat(known[name], batch, 0) for name in backend.inputs})
+        singles = [{name: array[[index]] for name, array in answers.items()} for index in range(batch)]
+        found.append(apart([expected] * batch, singles, spec))
+    furthest, allowed = largest(found), limit(view, spec)
+    if not furthest.within(allowed):
         raise NotReproduced(
-            f"the engine does not reproduce the golden vectors of {graph}.{view}: keypoints are "
-            f"{apart.keypoint_px:.3g} px off (at most {limit.keypoint_px:g}), scores {apart.score:.3g} "
-            f"({limit.score:g}), confidences {apart.confidence:.3g} ({limit.confidence:g})"
+            f"the engine does not reproduce the golden vectors of {view}: it is "
+            f"{_figures(furthest)} away, allowed are {_figures(allowed)}"
         )
-    return apart
+    return furthest
+
+
+def _figures(difference: Difference) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in asdict(difference).items())

@@ -135,6 +135,11 @@ class TensorRtBackend:
                 f"{name}: shape {shape}, the engine takes {low} to {high}; build it for that --batch"
             )
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of what `run` takes."""
+        return tuple(self._inputs)
+
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name, in arrays of their own.
 

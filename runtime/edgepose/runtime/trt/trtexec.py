@@ -13,7 +13,7 @@ BINARY = "/usr/src/tensorrt/bin/trtexec"  # where JetPack puts it; the pip packa
 RELEASES = ("8.5", "8.6", "10.3", "10.7", "10.13", "10.16", "11.0", "11.4")
 # Unless told otherwise 11.x times with CUDA graphs, spinning and no copies: not comparable with 10.x.
 _AS_BEFORE_11 = ("--includeDataTransfers", "--noSpinWait", "--noCudaGraph")
-Shape = tuple[int | None, ...]
+Shape = tuple[int | None, ...]  # None for the batch
 
 
 def ways(release: str) -> tuple[Typing, ...]:

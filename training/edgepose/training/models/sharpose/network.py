@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgepose.runtime.errors import EdgeposeError
+from edgepose.training.models.attention import Mlp
 from edgepose.training.models.sharpose.mining import DECAY, attention_paid, by_cell, picked, ranked
 from edgepose.training.models.sharpose.published import settings
-from edgepose.training.models.sharpose.transformer import Block, Mlp
+from edgepose.training.models.sharpose.transformer import Block
 
 log = logging.getLogger(__name__)
 

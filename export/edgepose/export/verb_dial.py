@@ -1,0 +1,76 @@
+"""`edgepose dial`: accuracy against time when one network refines the people that another one finds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from edgepose.calibration.dataset import open_dataset
+from edgepose.export.dial import Curve, measure, precision_of, settings, table
+from edgepose.export.plots import accuracy_against_time
+from edgepose.export.verification import environment
+from edgepose.runtime.bundle import Bundle
+from edgepose.runtime.drafts import draft_file
+from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.topdown.pair import open_pair, require_pair
+
+
+@click.command(short_help="Measure accuracy against time of one bundle refining another's people.")
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    default="synthetic:count=300,seed=7",
+    show_default=True,
+    help="Evaluation pictures: synthetic:… or COCO files.",
+)
+@click.option(
+    "--budget-ms",
+    "budgets_ms",
+    type=click.FloatRange(0, min_open=True),
+    multiple=True,
+    help="A budget to try, as of `edgepose stream`; may be given again.  [default: three, by measurement]",
+)
+@click.option(
+    "--min-height", default=0.0, show_default=True, help="Leave out people lower than this, in pixels."
+)
+@click.option("--threads", default=1, show_default=True, help="CPU threads of every network.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the curve into this PNG file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the curve as JSON.")
+def dial(
+    first: Path,
+    second: Path,
+    data: str,
+    budgets_ms: tuple[float, ...],
+    min_height: float,
+    threads: int,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Let SECOND refine the people that FIRST finds, under every policy and budget, and score what comes out.
+
+    All settings see every picture in turns, so their times can be compared. INT8 if both bundles have it.
+    """
+    bundles = Bundle.open(first), Bundle.open(second)
+    require_pair(*bundles)
+    dataset = open_dataset(data)
+    spec = bundles[0].spec
+    if dataset.skeleton != spec.joints():
+        raise EdgeposeError(f"{data}: its joints are {dataset.skeleton.name}, the bundles' {spec.skeleton}")
+    precision = precision_of(*bundles)
+    with open_pair(*bundles, precision, threads) as pair:
+        dials = settings(pair, dataset, spec.score_threshold, budgets_ms)
+        points = measure(pair, dataset, dials, min_height)
+    about = {"first": spec.model, "second": bundles[1].spec.model, "precision": precision}
+    curve = Curve(tuple(points), {**about, "data": dataset.source, **environment(), "threads": str(threads)})
+    if plot is not None:
+        with draft_file(plot) as temporary:
+            temporary.write_bytes(accuracy_against_time(curve))
+    if as_json:
+        print(json.dumps(curve.to_dict(), indent=1))
+    else:
+        Console(file=sys.stdout, width=100).print(table(curve))

@@ -1,0 +1,50 @@
+"""`edgepose dial` on bundles, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import pytest
+from click.testing import CliRunner
+
+from edgepose.export.dial import Curve
+from edgepose.export.verb_dial import dial
+from edgepose.runtime.errors import EdgeposeError
+
+DATA = "synthetic:count=3,seed=5"
+
+
+def test_it_measures_and_draws(still_bundle: Path, still_refiner: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "curve.png"
+    arguments = [still_bundle, still_refiner, "--data", DATA, "--budget-ms", "5000", "--plot", plot]
+    result = CliRunner().invoke(dial, [*map(str, arguments), "--json"], catch_exceptions=False)
+    values = json.loads(result.stdout)
+    assert (values["first"], values["second"], values["precision"]) == ("still", "still", "int8")
+    assert values["data"].startswith(DATA)
+    curve = Curve.from_dict(values)
+    assert [point.name for point in curve.points] == [
+        *("never", "auto, 5e+03 ms", "auto", "always, 5e+03 ms", "always")
+    ]
+    assert [point.looked for point in curve.points] == [0, 1, 1, 1, 1]
+    assert cv2.imread(str(plot)) is not None
+    shown = CliRunner().invoke(dial, list(map(str, arguments[:4])), catch_exceptions=False).stdout
+    assert all(len(line) <= 100 for line in shown.splitlines())
+    assert "always" in shown
+
+
+@pytest.mark.parametrize(
+    ("order", "said"),
+    [
+        ("second twice", "cannot find people by itself"),
+        ("first twice", "cannot refine poses; give a bundle of SHaRPose"),
+    ],
+)
+def test_bundles_that_do_not_belong_together(
+    still_bundle: Path, still_refiner: Path, order: str, said: str
+) -> None:
+    path = still_refiner if order == "second twice" else still_bundle
+    result = CliRunner().invoke(dial, [str(path), str(path), "--data", DATA])
+    assert isinstance(result.exception, EdgeposeError)
+    assert said in str(result.exception)
