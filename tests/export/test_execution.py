@@ -10,9 +10,9 @@ from onnx import ModelProto
 
 from edgepose.compression.execution import Outputs, outputs_of
 from edgepose.compression.graph import copy
-from edgepose.export.contract import largest
-from edgepose.export.single_stage import PoseDifference as Difference
-from edgepose.export.single_stage import difference
+from edgepose.runtime.agreement import PoseDifference as Difference
+from edgepose.runtime.agreement import largest
+from edgepose.runtime.agreement import pose_difference as difference
 from edgepose.runtime.errors import EdgeposeError
 
 

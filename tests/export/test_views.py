@@ -16,10 +16,10 @@ from edgepose.compression.execution import Feeds, outputs_of
 from edgepose.compression.graph import Graph, copy, count_ops, opset
 from edgepose.compression.plan import float_tail
 from edgepose.compression.quantize import Quantized
-from edgepose.export.contract import largest
 from edgepose.export.half import half_typed
-from edgepose.export.single_stage import difference
 from edgepose.export.views import cpu_view, drop_conv_side, fp16_view, trt_view, typed_view
+from edgepose.runtime.agreement import largest
+from edgepose.runtime.agreement import pose_difference as difference
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.poses import F32
 

@@ -20,6 +20,7 @@ from edgepose.export.lint import errors, lint
 from edgepose.export.metadata import read_spec, write_spec
 from edgepose.runtime.bundle import Bundle, publish
 from edgepose.runtime.errors import GateFailed
+from edgepose.runtime.golden import FILE, Golden, limit
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.spec import Spec
 
@@ -82,7 +83,7 @@ def assemble(parts: Parts, out: Path) -> Bundle:
     with tempfile.TemporaryDirectory(prefix="edgepose-") as temporary:
         folder = Path(temporary)
         recorded = golden.record(_written(parts, folder), parts.frames, parts.spec)
-        (folder / golden.FILE).write_bytes(golden.to_bytes(recorded))
+        (folder / FILE).write_bytes(golden.to_bytes(recorded))
         if parts.manifest is not None:
             (folder / "calibration.json").write_text(
                 json.dumps(parts.manifest, indent=1) + "\n", encoding="utf-8"
@@ -99,13 +100,13 @@ def _written(parts: Parts, folder: Path) -> Iterator[tuple[str, ModelProto]]:
         yield name, model
 
 
-def _check_files(folder: Path, recorded: golden.Golden, spec: Spec) -> None:
+def _check_files(folder: Path, recorded: Golden, spec: Spec) -> None:
     """What was written is what was made: it loads, carries the spec, and answers as recorded."""
     for path in folder.glob("*.onnx"):
         model, view = load_onnx(path), path.name.removesuffix(".onnx")
         assert read_spec(model, path.name) == spec
-        apart, limit = golden.deviation(recorded, view, model, spec), golden.limit(view, spec)
-        if not apart.within(limit):
+        apart, allowed = golden.deviation(recorded, view, model, spec), limit(view, spec)
+        if not apart.within(allowed):
             raise GateFailed(
-                f"{view}: does not repeat its own answers ({apart}, allowed {limit}); nothing was written"
+                f"{view}: does not repeat its own answers ({apart}, allowed {allowed}); nothing was written"
             )

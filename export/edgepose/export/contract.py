@@ -1,34 +1,15 @@
-"""What a family brings to export: what its graphs read and give, and when two answers are the same."""
+"""What a family brings to export: what its graphs read and give, and how near ONNX must be to PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 from torch import nn
 
-from edgepose.compression.execution import Outputs
+from edgepose.runtime.agreement import Difference
 from edgepose.runtime.spec import Spec
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """The largest differences between two results; a kind of results says in fields of which figures."""
-
-    def within(self, limit: Difference) -> bool:
-        """Whether every figure is at most that of `limit` (not-a-number is not)."""
-        return all(mine <= allowed for mine, allowed in zip(astuple(self), astuple(limit), strict=True))
-
-
-Kind = TypeVar("Kind", bound=Difference)
-
-
-def largest(differences: Sequence[Kind]) -> Kind:
-    """The largest of each figure."""
-    figures = np.max([astuple(one) for one in differences], axis=0).tolist()
-    return type(differences[0])(*figures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +30,4 @@ class Contract:
     modules: Callable[[Any], Mapping[str, nn.Module]]
     prepared: Callable[[Any], nn.Module]  # the network, or a copy rewritten for engines, of the same outputs
     described: Callable[[Spec, Any], Spec]  # the spec with what else the network tells
-    difference: Callable[[Outputs, Outputs, Spec], Difference]  # of what one graph was expected to give
     traced: Difference  # how far ONNX may be from PyTorch, both in float32
-    views: Mapping[str, Difference]  # how far another machine may be from the golden vectors, by view

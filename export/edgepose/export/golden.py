@@ -1,33 +1,20 @@
-"""Golden vectors: a few pictures and what each view answered here, to be reproduced elsewhere."""
+"""Recording golden vectors: a few pictures and what each view answered here."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import numpy as np
 from onnx import ModelProto
 
-from edgepose.compression.execution import INPUT, Outputs, feeds_of, outputs_of
+from edgepose.compression.execution import Outputs, feeds_of, outputs_of
 from edgepose.compression.graph import Array
-from edgepose.export.contract import Difference, largest
-from edgepose.export.specs import CONTRACTS
-from edgepose.runtime.bundle import Bundle
+from edgepose.runtime.agreement import Difference
 from edgepose.runtime.errors import EdgeposeError
-from edgepose.runtime.preprocess import U8, normalise
+from edgepose.runtime.golden import Golden, apart
+from edgepose.runtime.preprocess import U8
 from edgepose.runtime.spec import Spec
-
-FILE = "golden.npz"
-REFERENCE = "fp32"  # the view whose outputs later graphs read, in every view of theirs
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Golden:
-    """Recorded inputs and outputs. `expected` maps a view's name (`pose.fp32`) to the outputs per picture."""
-
-    frames: U8  # (F, height, width, 3) BGR of the network's size
-    expected: dict[str, list[Outputs]]
 
 
 def record(views: Iterable[tuple[str, ModelProto]], frames: U8, spec: Spec) -> Golden:
@@ -52,18 +39,8 @@ def _answers(recorded: Golden, view: str, model: ModelProto, spec: Spec) -> list
     ONNX Runtime 1.31 quantizes float biases when it optimises (WeightBiasQuantization), on a scale that half
     precision rounds to nothing: the typed view's keypoints were 3 px off in the median.
     """
-    feeds = [feeds_of(model, known) for known in _known(recorded, spec)]
+    feeds = [feeds_of(model, known) for known in recorded.known(spec)]
     return outputs_of(model, feeds, optimised="int8.trt" not in view)
-
-
-def _known(recorded: Golden, spec: Spec) -> list[dict[str, Array]]:
-    """For each picture its input and what the FP32 views made of it, by name."""
-    known: list[dict[str, Array]] = [{INPUT: normalise(frame, spec)} for frame in recorded.frames]
-    for view, answers in recorded.expected.items():
-        if view.partition(".")[2] == REFERENCE:
-            for one, outputs in zip(known, answers, strict=True):
-                one |= outputs
-    return known
 
 
 def to_bytes(golden: Golden) -> bytes:
@@ -76,33 +53,6 @@ def to_bytes(golden: Golden) -> bytes:
     return buffer.getvalue()
 
 
-def read(bundle: Bundle) -> Golden:
-    """The golden vectors of an opened bundle. Raises EdgeposeError when it has none."""
-    if FILE not in bundle.files:
-        raise EdgeposeError(f"{bundle.path}: has no {FILE}; export it again")
-    expected: dict[str, list[Outputs]] = {}
-    with np.load(bundle.folder / FILE) as arrays:
-        frames = np.asarray(arrays["frames"], np.uint8)
-        for key in arrays.files:
-            view, _, name = key.partition("/")
-            if name:
-                answers = expected.setdefault(view, [{} for _ in frames])
-                for answer, array in zip(answers, arrays[key], strict=True):
-                    answer[name] = array[None]
-    return Golden(frames, expected)
-
-
 def deviation(golden: Golden, view: str, model: ModelProto, spec: Spec) -> Difference:
     """How far `model` is here from what was recorded for `view`."""
     return apart(golden.expected[view], _answers(golden, view, model, spec), spec)
-
-
-def apart(expected: Sequence[Outputs], actual: Sequence[Outputs], spec: Spec) -> Difference:
-    """The largest differences over some pictures, as the family measures them."""
-    measure = CONTRACTS[spec.family].difference
-    return largest([measure(one, other, spec) for one, other in zip(expected, actual, strict=True)])
-
-
-def limit(view: str, spec: Spec) -> Difference:
-    """How far another machine may be from what was recorded for `view` (`pose.fp32`)."""
-    return CONTRACTS[spec.family].views[view.partition(".")[2]]

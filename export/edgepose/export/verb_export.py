@@ -24,7 +24,6 @@ from edgepose.compression.graph import Array, load_onnx
 from edgepose.compression.shown import crops_of
 from edgepose.compression.source_model import load_model
 from edgepose.export.assemble import Parts, assemble
-from edgepose.export.golden import apart
 from edgepose.export.legalise import legalise
 from edgepose.export.lint import NEWEST_OPSET, RULES, errors, lint
 from edgepose.export.simplify import simplify
@@ -33,6 +32,7 @@ from edgepose.export.trace import trace
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.drafts import draft_file
 from edgepose.runtime.errors import EdgeposeError, GateFailed
+from edgepose.runtime.golden import apart
 from edgepose.runtime.preprocess import U8, normalise
 from edgepose.runtime.spec import Spec
 

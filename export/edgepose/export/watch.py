@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgepose.calibration.ledger import Looks
-from edgepose.export.two_stage import shared_cells
+from edgepose.runtime.agreement import shared_cells
 from edgepose.runtime.backend import Array, Backend
 from edgepose.runtime.topdown.twostage import ORDER, QUALITY
 
