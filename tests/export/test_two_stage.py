@@ -15,9 +15,9 @@ from edgepose.calibration.dataset import Dataset, open_dataset
 from edgepose.calibration.ledger import Gates, Looks
 from edgepose.compression.execution import Outputs
 from edgepose.compression.graph import Array
-from edgepose.export.two_stage import LookDifference, difference, shared_cells
 from edgepose.export.verification import Artefact, Shown, ledger_of, run_all
 from edgepose.export.watch import Look, Watch, compared
+from edgepose.runtime.agreement import LookDifference, look_difference, shared_cells
 from edgepose.runtime.backend import Backend
 from edgepose.runtime.poses import Poses, boxes_of
 from edgepose.runtime.spec import Spec
@@ -46,7 +46,7 @@ def test_order_among_the_chosen_and_among_the_others_does_not_matter(
 ) -> None:
     a = coarse()
     b = a | {"region_order": a["region_order"][:, [*first, *rest]]}
-    assert difference(a, b, K) == LookDifference(0, 0, 0, 0)
+    assert look_difference(a, b, K) == LookDifference(0, 0, 0, 0)
 
 
 @given(st.integers(0, K))
@@ -54,7 +54,7 @@ def test_every_exchanged_cell_counts(count: int) -> None:
     a = coarse()
     order = a["region_order"].copy()
     order[1, :count], order[1, K : K + count] = order[1, K : K + count].copy(), order[1, :count].copy()
-    found = difference(a, a | {"region_order": order}, K)
+    found = look_difference(a, a | {"region_order": order}, K)
     assert found.regions == pytest.approx(count / K)
     np.testing.assert_allclose(shared_cells(a["region_order"], order, K), [1, 1 - count / K])
 
@@ -65,12 +65,12 @@ def test_each_kind_of_output_has_its_figure() -> None:
     b["coarse_heatmaps"][1, 3, 4, 5] += 0.125
     b["quality"][0] -= 0.25
     b["reuse_features"][0, 0, 0] += np.abs(a["reuse_features"]).max() / 8
-    found = difference(a, b, K)
+    found = look_difference(a, b, K)
     assert (found.heatmaps, found.quality, found.context) == pytest.approx((0.125, 0.25, 0.125), abs=1e-6)
     tall = {"heatmaps": np.full((1, 17, 4, 4), 4, np.float32)}
-    assert difference(tall, {"heatmaps": tall["heatmaps"] + 1}, K).heatmaps == pytest.approx(0.25)
+    assert look_difference(tall, {"heatmaps": tall["heatmaps"] + 1}, K).heatmaps == pytest.approx(0.25)
     sick = {"heatmaps": tall["heatmaps"] * np.float32(np.nan)}
-    assert not difference(tall, sick, K).within(LookDifference(9, 9, 9, 9))
+    assert not look_difference(tall, sick, K).within(LookDifference(9, 9, 9, 9))
 
 
 class Says(Backend):
