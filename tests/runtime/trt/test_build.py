@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,21 @@ def test_what_tensorrt_says_is_kept_but_not_for_ever() -> None:
     assert len(said.lines) < 100
     assert said.why() == "[defaultAllocator.cpp] Cuda error: out of memory"
     assert said.out_of_memory()
+
+
+def test_a_reason_is_given_once_however_often_tensorrt_gives_it(tmp_path, install, monkeypatch) -> None:
+    install("8.6")
+    monkeypatch.setattr(onnx.checker, "check_model", lambda model: None)
+    value = helper.make_tensor_value_info
+    names = ["x", *(f"t{index}" for index in range(30)), "y"]
+    nodes = [helper.make_node("Gelu", [a], [b]) for a, b in pairwise(names)]
+    ends = [value(name, TensorProto.FLOAT, [1, 4, 4]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    (tmp_path / "g.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(BuildFailed) as caught:
+        build(tmp_path / "g.onnx", FP32, Settings())
+    assert str(caught.value).count("No importer registered") == 1
 
 
 class Bar:

@@ -31,6 +31,7 @@ OPERATOR_SINCE = {
     "DeformConv": "10.1",
 }
 _OPERATOR = (r"No importer registered for op: (\w+)", r"parsing node number \d+ \[(\w+)")
+_MOST_REASONS = 4  # a transformer can have the same one 30 times
 _WORKSPACE = ("insufficient workspace", "could not find any implementation", "workspace size")
 
 
@@ -111,7 +112,7 @@ def _refusal(parser: trt.OnnxParser, said: Said) -> str:
         for name in dict.fromkeys(operators)
         if name in OPERATOR_SINCE
     ]
-    return "; ".join(hints + texts) or said.why()
+    return "; ".join([*hints, *dict.fromkeys(texts)][:_MOST_REASONS]) or said.why()
 
 
 def _configuration(builder: trt.Builder, attempt: Attempt, settings: Settings) -> trt.IBuilderConfig:

@@ -13,13 +13,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _KEPT = 64  # a stream runs for months, and TensorRT may warn at every frame
-_LEVELS = {
-    "INTERNAL_ERROR": logging.ERROR,
-    "ERROR": logging.ERROR,
-    "WARNING": logging.WARNING,
-    "INFO": logging.DEBUG,  # hundreds of lines a build
-    "VERBOSE": logging.DEBUG,
-}
+_ERRORS = ("INTERNAL_ERROR", "ERROR")
 
 
 @dataclass(slots=True)
@@ -31,10 +25,12 @@ class Said:
 
     def add(self, severity: str, text: str) -> None:
         """Keep a line by its severity's name."""
-        log.log(_LEVELS[severity], "%s", text)
-        if _LEVELS[severity] >= logging.WARNING:
+        is_kept = severity in (*_ERRORS, "WARNING")
+        # Errors reach the user as one sentence, from who asked TensorRT; with -v they are seen here as well.
+        log.log(logging.INFO if is_kept else logging.DEBUG, "%s: %s", severity, text)
+        if is_kept:
             self.lines.append(f"{severity}: {text}")
-        if _LEVELS[severity] >= logging.ERROR:
+        if severity in _ERRORS:
             self.errors.append(text)
 
     def why(self) -> str:
