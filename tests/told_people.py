@@ -12,10 +12,13 @@ from edgepose.runtime.backend import Array
 from edgepose.runtime.poses import Poses, boxes_of
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown.cascade import COARSE, FINE, Cascade, Dial
+from edgepose.runtime.topdown.gauge import Gauge
+from edgepose.runtime.topdown.pair import Pair
 from edgepose.runtime.topdown.twostage import TwoStage
 
 SIDE = 40  # pixels between people, who stand on a grid of COLUMNS
 COLUMNS = 15
+PLAIN = Gauge(coarse=(0.0, 1.0), fine=(0.0, 1.0))  # the quality is the OKS to expect
 SPEC = Spec(
     "sharpose", "told", 96, 96, graphs=("coarse", "fine"), resize="crop", mean=(0, 0, 0), std=(1, 1, 1)
 )
@@ -56,11 +59,13 @@ class World:
         sure = np.full(keypoints.shape[:2], 0.5, np.float32)
         return Poses(keypoints, sure, np.array(self.scores, np.float32), boxes_of(keypoints))
 
+    def pair(self, limit: float, gauge: Gauge = PLAIN) -> Pair:
+        return Pair(self.first, TwoStage(Look(self, COARSE), Look(self, FINE), SPEC, limit), gauge)
+
     def cascade(
         self, policy: str = "auto", budget_s: float = np.inf, limit: float = 0.8, least: float = 0.0
     ) -> Cascade:
-        second = TwoStage(Look(self, COARSE), Look(self, FINE), SPEC, limit)
-        cascade = Cascade(self.first, second, Dial(policy, budget_s, least), lambda: self.now)
+        cascade = Cascade(self.pair(limit), Dial(policy, budget_s, least), lambda: self.now)
         self.runs.clear()
         return cascade
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from told_people import COLUMNS, PLACES, SIDE, SPEC, Look, World, corner
+from told_people import COLUMNS, PLACES, SIDE, World, corner
 
 from edgepose.calibration.sample import Person, Sample
 from edgepose.calibration.score import Interval
@@ -17,9 +17,7 @@ from edgepose.export.plots import accuracy_against_time
 from edgepose.runtime.bundle import publish
 from edgepose.runtime.skeleton import COCO17
 from edgepose.runtime.spec import Spec
-from edgepose.runtime.topdown.cascade import COARSE, FINE, Dial
-from edgepose.runtime.topdown.pair import Pair
-from edgepose.runtime.topdown.twostage import TwoStage
+from edgepose.runtime.topdown.cascade import FINE, Dial
 
 LEAST = 0.25
 
@@ -56,10 +54,6 @@ class Told:
         return "told"
 
 
-def pair_of(world: World, limit: float) -> Pair:
-    return Pair(world.first, TwoStage(Look(world, COARSE), Look(world, FINE), SPEC, limit))  # type: ignore[arg-type]
-
-
 @pytest.fixture(scope="module")
 def points() -> dict[str, Point]:
     # The last one is below the threshold: nobody looks there, and AP counts the first network's pose.
@@ -70,7 +64,7 @@ def points() -> dict[str, Point]:
         Dial("always", 1e-9, LEAST),
         Dial("auto", 3600.0, 0.0),
     ]
-    found = measure(pair_of(world, 9.0), Told(world), dials)
+    found = measure(world.pair(9.0), Told(world), dials)
     return dict(zip(("never", "always", "no time", "everybody"), found, strict=True))
 
 
@@ -97,7 +91,7 @@ def test_shares_are_of_the_people_whom_the_first_network_shows(points: dict[str,
 
 def test_the_second_look_is_counted_apart() -> None:
     world = World([0.5, 0.6], [0.9, 0.7])
-    _, auto = measure(pair_of(world, 0.8), Told(world), [Dial("never"), Dial("auto")])
+    _, auto = measure(world.pair(0.8), Told(world), [Dial("never"), Dial("auto")])
     assert (auto.looked, auto.again, auto.broken) == (1, 0.5, 0)
 
 
@@ -112,13 +106,13 @@ def test_json_round_trips_and_everything_is_drawn(points: dict[str, Point]) -> N
 
 def test_budgets_are_chosen_between_both_networks_times() -> None:
     world = World([0.5] * 8, [0.9] * 8)
-    dials = settings(pair_of(world, 9.0), Told(world), LEAST)
+    dials = settings(world.pair(9.0), Told(world), LEAST)
     assert [dial.policy for dial in dials] == ["never", *["auto"] * 4, *["always"] * 4]
     budgets = [dial.budget_s for dial in dials[1:5]]
     assert budgets == sorted(budgets) == [dial.budget_s for dial in dials[5:]]
     assert 0 < budgets[0] < budgets[2] < 60
     assert {dial.least for dial in dials} == {LEAST}
-    chosen = settings(pair_of(world, 9.0), Told(world), LEAST, (40.0, 20.0))
+    chosen = settings(world.pair(9.0), Told(world), LEAST, (40.0, 20.0))
     assert [dial.budget_s for dial in chosen[1:4]] == [0.02, 0.04, float("inf")]
 
 

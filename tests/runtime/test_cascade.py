@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from told_people import COLUMNS, PLACES, SIDE, SPEC, Look, World, corner
+from told_people import COLUMNS, PLACES, PLAIN, SIDE, SPEC, Look, World, corner
 
 from edgepose.runtime.poses import STAGES, Poses, boxes_of
 from edgepose.runtime.topdown.cascade import COARSE, FINE, FIRST, LEARNING, Cascade, Dial, Refined
 from edgepose.runtime.topdown.costs import EASING, Costs
+from edgepose.runtime.topdown.pair import Pair
 from edgepose.runtime.topdown.twostage import MOST, TwoStage
 
 
@@ -39,7 +40,8 @@ def test_everybody_is_kept_once_with_the_better_expectation(
     result = world.cascade(policy, limit=limit, least=least)(world.frame())
     found = by_person(result)
     assert found.keys() == set(range(len(people)))
-    worth = [s >= np.float32(least) and (policy == "always" or s < np.float32(limit)) for s, _ in people]
+    good = min(np.float32(limit), 1)  # nothing better can be promised
+    worth = [s >= np.float32(least) and (policy == "always" or s < good) for s, _ in people]
     for person, (score, quality) in enumerate(people):
         promised = np.clip(quality, 0, 1)
         again = policy == "always" or not quality >= np.float32(limit)
@@ -174,7 +176,7 @@ def test_a_network_that_answers_no_numbers_changes_nothing() -> None:
     run = broken.run
     broken.run = lambda feeds: {"heatmaps": np.full_like(run(feeds)["heatmaps"], np.nan)}  # type: ignore[method-assign]
     second = TwoStage(Look(world, COARSE), broken, SPEC, 0.95)
-    result = Cascade(world.first, second, Dial(), lambda: world.now)(world.frame())
+    result = Cascade(Pair(world.first, second, PLAIN), Dial(), lambda: world.now)(world.frame())
     assert result.broken == result.again == 2
     assert by_person(result) == {0: ("first", pytest.approx(0.3)), 1: ("first", pytest.approx(0.5))}
 

@@ -129,7 +129,7 @@ def measure(pair: Pair, dataset: Dataset, dials: Sequence[Dial], min_height_px: 
 
 def _shown(pair: Pair, dataset: Dataset, dials: Sequence[Dial], count: int) -> list[_Run]:
     """The first `count` pictures, shown to all settings in turns."""
-    runs = [_Run(dial, Cascade(pair.first, pair.second, dial)) for dial in dials]
+    runs = [_Run(dial, Cascade(pair, dial)) for dial in dials]
     for run in runs:
         run.cascade(dataset[0].image)  # the first call pays for set-up that no later one sees
     for index in track(range(count), "dial"):

@@ -9,13 +9,15 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from edgepose.calibration.dataset import open_dataset
+from edgepose.calibration.dataset import Dataset, open_dataset
 from edgepose.export.dial import Curve, measure, precision_of, settings, table
+from edgepose.export.gauging import gauged, reached, with_gauge
 from edgepose.export.plots import accuracy_against_time
 from edgepose.export.verification import environment
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.drafts import draft_file
 from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown.pair import open_pair, require_pair
 
 
@@ -27,6 +29,12 @@ from edgepose.runtime.topdown.pair import open_pair, require_pair
     default="synthetic:count=300,seed=7",
     show_default=True,
     help="Evaluation pictures: synthetic:… or COCO files.",
+)
+@click.option(
+    "--gauge",
+    "gauge_data",
+    metavar="DATA",
+    help="First measure on these labelled pictures what SECOND's poses reach, and keep it in its bundle.",
 )
 @click.option(
     "--budget-ms",
@@ -45,6 +53,7 @@ def dial(
     first: Path,
     second: Path,
     data: str,
+    gauge_data: str | None,
     budgets_ms: tuple[float, ...],
     min_height: float,
     threads: int,
@@ -55,17 +64,26 @@ def dial(
 
     All settings see every picture in turns, so their times can be compared. INT8 if both bundles have it.
     """
-    bundles = Bundle.open(first), Bundle.open(second)
-    require_pair(*bundles)
-    dataset = open_dataset(data)
-    spec = bundles[0].spec
-    if dataset.skeleton != spec.joints():
-        raise EdgeposeError(f"{data}: its joints are {dataset.skeleton.name}, the bundles' {spec.skeleton}")
-    precision = precision_of(*bundles)
-    with open_pair(*bundles, precision, threads) as pair:
+    found, refiner = Bundle.open(first), Bundle.open(second)
+    require_pair(found, refiner)
+    dataset, spec, precision = _pictures(data, found.spec), found.spec, precision_of(found, refiner)
+    if gauge_data is not None:
+        if gauge_data == data:
+            raise EdgeposeError(f"--gauge {gauge_data}: these pictures are evaluated; gauge on others")
+        labelled = _pictures(gauge_data, spec)
+        with open_pair(found, refiner, precision, threads) as pair:
+            seen = reached(pair, labelled, spec.score_threshold)
+        facts = {
+            "first": spec.model,
+            "precision": precision,
+            "data": labelled.source,
+            "people": len(seen.first),
+        }
+        refiner = with_gauge(refiner, gauged(seen), facts)
+    with open_pair(found, refiner, precision, threads) as pair:
         dials = settings(pair, dataset, spec.score_threshold, budgets_ms)
         points = measure(pair, dataset, dials, min_height)
-    about = {"first": spec.model, "second": bundles[1].spec.model, "precision": precision}
+    about = {"first": spec.model, "second": refiner.spec.model, "precision": precision}
     curve = Curve(tuple(points), {**about, "data": dataset.source, **environment(), "threads": str(threads)})
     if plot is not None:
         with draft_file(plot) as temporary:
@@ -74,3 +92,10 @@ def dial(
         print(json.dumps(curve.to_dict(), indent=1))
     else:
         Console(file=sys.stdout, width=100).print(table(curve))
+
+
+def _pictures(data: str, spec: Spec) -> Dataset:
+    dataset = open_dataset(data)
+    if dataset.skeleton != spec.joints():
+        raise EdgeposeError(f"{data}: its joints are {dataset.skeleton.name}, the bundles' {spec.skeleton}")
+    return dataset

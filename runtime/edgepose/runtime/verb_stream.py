@@ -231,7 +231,7 @@ def _estimator(bundle: Bundle, precision: str, refining: _Refining | None) -> It
             yield Estimator(backend, bundle.spec)
         return
     with open_pair(bundle, refining.bundle, precision, threads) as pair:
-        cascade = Cascade(pair.first, pair.second, refining.dial)
+        cascade = Cascade(pair, refining.dial)
 
         def estimate(frame: U8) -> Poses:
             refined = cascade(frame)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 
 import numpy as np
 
@@ -13,9 +14,10 @@ from edgepose.runtime.poses import F32, STAGES, Poses
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.topdown.costs import Costs
 from edgepose.runtime.topdown.crop import F64, Regions, prepare
+from edgepose.runtime.topdown.pair import Pair
 from edgepose.runtime.topdown.people import boxes_around
 from edgepose.runtime.topdown.score import poses
-from edgepose.runtime.topdown.twostage import MOST, Glance, Rows, TwoStage
+from edgepose.runtime.topdown.twostage import MOST, Glance, Rows
 
 POLICIES = ("always", "auto", "never")
 FIRST, COARSE, FINE = range(len(STAGES))
@@ -28,7 +30,7 @@ class Dial:
     """Between accuracy and time."""
 
     # always: both looks at everybody. auto: a look at those whom the first model doubts, a second one at
-    # those whom that look doubts. never: the first model alone.
+    # those whom that look doubts and a second one may help. never: the first model alone.
     policy: str = "auto"
     budget_s: float = INFINITE  # of a frame, the first model's time included
     least: float = 0.0  # expected OKS below which a pose is nobody's and stays as it is
@@ -69,14 +71,13 @@ class Cascade:
 
     def __init__(
         self,
-        first: Callable[[U8], Poses],
-        second: TwoStage,
+        pair: Pair,
         dial: Dial,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Looks at a blank crop, to learn what that takes. `clock` is in seconds."""
-        self._first, self._second, self._dial, self._clock = first, second, dial, clock
-        self._limit = INFINITE if dial.policy == "always" else second.limit
+        self._first, self._second, self._gauge = pair
+        self._dial, self._clock = dial, clock
         self._spent = _Spent()
         if dial.policy != "never":
             self._learn()
@@ -85,7 +86,7 @@ class Cascade:
         width, height = self._second.spec.width, self._second.spec.height
         frame, box = np.zeros((height, width, 3), np.uint8), np.array([[0.0, 0, width, height]])
         for turn in range(1 + LEARNING):
-            self._look(frame, box, INFINITE, INFINITE)
+            self._look(frame, box, lambda quality: np.arange(len(quality)), INFINITE)
             if turn == 0:  # it paid for set-up that no later one sees
                 self._spent = _Spent()
 
@@ -102,48 +103,76 @@ class Cascade:
         middle = self._clock()
         boxes, whose = boxes_around(found, (frame.shape[1], frame.shape[0]))
         chosen = self._worth(found.scores[whose])
-        looks = list(self._looks(frame, boxes[chosen], start + self._dial.budget_s))
+        people = whose[chosen]
+        looks = list(self._looks(frame, boxes[chosen], found.scores[people], start + self._dial.budget_s))
         best, done = replace(found, stages=np.full(len(found), FIRST, np.uint8)), 0
         for seen in looks:
-            best = _better(best, whose[chosen[done : done + len(seen)]], seen)
+            best = _better(best, people[done : done + len(seen)], seen)
             done += len(seen)
         best = suppress(best, self._second.spec.joints().sigma_array())
         again = sum(int(np.count_nonzero(seen.stages == FINE)) for seen in looks)
         broken = sum(int(np.isnan(seen.scores).sum()) for seen in looks)
-        return Refined(best, len(chosen), done, again, broken, self._clock() - middle)
+        return Refined(best, len(people), done, again, broken, self._clock() - middle)
+
+    def _expected(self, scores: F32, quality: F32, stage: int) -> F32:
+        """(N,) OKS expected of a pose of the stage, by the first model's scores (N,) and the quality (N,)."""
+        return self._gauge.expected(scores, quality, np.full(len(scores), stage, np.uint8))
 
     def _worth(self, scores: F32) -> Rows:
-        """Whom to look at, by their first scores (N,): their places, worst first."""
-        worth = (scores >= self._dial.least) & (scores < self._limit)
+        """Whom to look at, by their first scores (N,): their places, worst first.
+
+        `auto` leaves out those whose pose even a first look that needs no second one would not better.
+        """
+        worth = scores >= self._dial.least
+        if self._dial.policy == "auto":
+            promised = np.full(len(scores), self._second.limit, np.float32)
+            worth &= scores < self._expected(scores, promised, COARSE)
         return np.flatnonzero(worth)[np.argsort(scores[worth], kind="stable")]
 
-    def _looks(self, frame: U8, boxes: F64, deadline: float) -> Iterator[Poses]:
-        """What is seen of the people in `boxes`, MOST of them at a time at most, until the deadline."""
+    def _doubted(self, scores: F32, quality: F32) -> Rows:
+        """Whom to look at again, by their first scores (N,) and quality (N,): their places, worst first.
+
+        `auto` leaves out those for whom the network promises enough, and those whose second pose would not
+        be expected to be better than what is there.
+        """
+        worth = np.ones(len(scores), np.bool_)
+        if self._dial.policy == "auto":
+            there = np.maximum(scores, self._expected(scores, quality, COARSE))
+            worth = (quality < self._second.limit) & (self._expected(scores, quality, FINE) >= there)
+        return np.flatnonzero(worth)[np.argsort(quality[worth], kind="stable")]
+
+    def _looks(self, frame: U8, boxes: F64, scores: F32, deadline: float) -> Iterator[Poses]:
+        """What is seen of the people in `boxes`, MOST of them at a time at most, until the deadline.
+
+        The poses' scores are the OKS expected of them; not a number for a pose that is none.
+        """
         done = 0
         while done < len(boxes):
             now = self._clock()
             count = _most(min(len(boxes) - done, MOST), deadline - now, self._spent.of)
             if not count:
                 break
-            yield self._look(frame, boxes[done : done + count], self._limit, deadline)
+            part = slice(done, done + count)
+            seen = self._look(frame, boxes[part], partial(self._doubted, scores[part]), deadline)
+            assert seen.stages is not None
+            yield replace(seen, scores=self._gauge.expected(scores[part], seen.scores, seen.stages))
             done += count
         if len(boxes) and not done:
             self._spent.ease()
 
-    def _look(self, frame: U8, boxes: F64, limit: float, deadline: float) -> Poses:
-        """Poses of N people, their scores the OKS expected of them; no number for a pose that is none.
+    def _look(self, frame: U8, boxes: F64, again: Callable[[F32], Rows], deadline: float) -> Poses:
+        """Poses of N people, their scores the quality seen; not a number for a pose that is none.
 
-        Those whose first look promises less than `limit` are looked at again, the worst first, in time.
+        `again` tells from the quality (N,) whom to look at again, if there is time, in what order.
         """
         start = self._clock()
         regions = Regions.around(boxes, (self._second.spec.width, self._second.spec.height))
         crops = prepare(frame, regions, self._second.spec)
         glance = self._second.glance(crops)
         glanced = self._clock()
-        rows = np.flatnonzero(~(glance.quality >= limit))  # one that is no number is no promise either
-        rows = rows[np.argsort(glance.quality[rows], kind="stable")]
-        reading = self._spent.reading.of(len(boxes))
-        rows = rows[: _most(len(rows), deadline - glanced - reading, self._spent.again.of)]
+        rows = again(glance.quality)
+        left = deadline - glanced - self._spent.reading.of(len(boxes))
+        rows = rows[: _most(len(rows), left, self._spent.again.of)]
         if len(rows):
             glance.heatmaps[rows] = self._second.look_again(crops, glance, rows)
         seen = self._clock()
@@ -167,7 +196,7 @@ def _read(glance: Glance, again: Rows, regions: Regions) -> Poses:
     seen = poses(glance.heatmaps, regions, glance.quality)
     numbers = (seen.keypoints.reshape(len(regions), -1), seen.keypoint_scores, glance.quality[:, None])
     whole = np.isfinite(np.concatenate(numbers, 1)).all(1)
-    scores = np.where(whole, glance.quality.clip(0, 1), np.nan).astype(np.float32)
+    scores = np.where(whole, glance.quality, np.nan).astype(np.float32)
     return replace(seen, keypoint_scores=seen.keypoint_scores.clip(0, 1), scores=scores, stages=stages)
 
 

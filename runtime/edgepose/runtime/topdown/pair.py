@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -11,14 +11,18 @@ from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.decode import DECODERS
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.estimator import Estimator
+from edgepose.runtime.poses import Poses
+from edgepose.runtime.preprocess import U8
+from edgepose.runtime.topdown.gauge import Gauge, gauge_of
 from edgepose.runtime.topdown.twostage import GRAPHS, TwoStage
 
 
 class Pair(NamedTuple):
     """Both networks, opened."""
 
-    first: Estimator
+    first: Callable[[U8], Poses]
     second: TwoStage
+    gauge: Gauge  # what the second one's poses are expected to reach
 
 
 def require_first(bundle: Bundle) -> None:
@@ -47,12 +51,12 @@ def require_pair(first: Bundle, second: Bundle) -> None:
 
 @contextmanager
 def open_pair(first: Bundle, second: Bundle, precision: str, threads: int = 0) -> Iterator[Pair]:
-    """Both while the block lasts; arguments and errors are those of `open_backend` and `require_pair`."""
+    """Both while the block lasts; errors are those of `open_backend`, `require_pair` and `gauge_of`."""
     require_pair(first, second)
     with ExitStack() as stack:
         pose, coarse, fine = (
             stack.enter_context(open_backend(bundle, precision, graph, threads))
             for bundle, graph in ((first, "pose"), *((second, name) for name in GRAPHS))
         )
-        limit = second.spec.limit(precision)
-        yield Pair(Estimator(pose, first.spec), TwoStage(coarse, fine, second.spec, limit))
+        two_stage = TwoStage(coarse, fine, second.spec, second.spec.limit(precision))
+        yield Pair(Estimator(pose, first.spec), two_stage, gauge_of(second))
