@@ -23,6 +23,7 @@ class Flow(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight, gain=0.01)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, errors: Tensor) -> Tensor:
         """Logarithm of the density (...) of errors (..., 2)."""

@@ -64,7 +64,8 @@ def _gathered(maps: Sequence[Tensor], boxes: Tensor, cells: int, level: Tensor) 
     starts = starts + table.shape[1] * torch.arange(B, device=level.device)[:, None]
     placed = _samples(boxes, cells) / boxes.new_tensor(STRIDES)[level][..., None, None] - 0.5
     known = _known(placed, sides)
-    placed = placed.clamp(min=0).minimum(sides - 1)
+    # What does not count is read from the first pixel: a box may be far away, or no number at all.
+    placed = torch.where(known > 0, placed.clamp(min=0).minimum(sides - 1), 0)
     low = placed.detach().floor()
     share = placed - low
     columns, rows = torch.stack([low, (low + 1).minimum(sides - 1)]).long().unbind(3)  # (2, B, N, 2 cells)
