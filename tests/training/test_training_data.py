@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -230,6 +231,17 @@ def test_collate_pads_and_sorts_out_who_counts() -> None:
     assert batch.people.valid.tolist() == [[True], [False], [False]]
     assert batch.people.ignored.tolist() == [[False], [False], [True]]
     assert collate([empty], 64).people.joints.shape == (1, 1, 17, 2)
+
+
+def test_by_box_whoever_has_a_box_in_the_picture_counts() -> None:
+    """Without a joint too; a crowd never, nor someone whom the clip left no box."""
+    picture = spotted(0)
+    unlabelled = replace(picture, labelled=np.zeros_like(picture.labelled))
+    crowd = replace(picture, crowd=np.array([True]))
+    beyond = replace(picture, boxes=np.array([[63.5, 3, 63.5, 9]], np.float32))
+    shown = [picture, unlabelled, crowd, beyond]
+    assert collate(shown, min_area=1, by_box=True).people.valid[:, 0].tolist() == [True, True, False, False]
+    assert collate(shown, min_area=1).people.valid[:, 0].tolist() == [True, False, False, True]
 
 
 def coco(folder: Path, keypoints: list[float], crowd: int = 0) -> Path:

@@ -209,7 +209,13 @@ class _Plain(TorchDataset[Picture]):
         return replace(fit(sample.image, sample.people, self._spec), ids=(sample.image_id,))
 
 
-def collate(pictures: Sequence[Picture], min_area: float) -> Batch:
+def findable(picture: Picture, min_area: float, by_box: bool) -> Bools:
+    """(P,) who is to be found: no crowd, nobody tiny; with a labelled joint or, `by_box`, with a box."""
+    shown = (picture.boxes[:, 2:] > picture.boxes[:, :2]).all(1) if by_box else picture.labelled.any(1)
+    return np.asarray(shown & ~picture.crowd & (picture.area >= min_area), np.bool_)
+
+
+def collate(pictures: Sequence[Picture], min_area: float, by_box: bool = False) -> Batch:
     """Padded to the most people in one picture (at least one, so that no shape is empty)."""
     most = max(1, *(len(picture.area) for picture in pictures))
 
@@ -219,7 +225,7 @@ def collate(pictures: Sequence[Picture], min_area: float) -> Batch:
             row[: len(value)] = value
         return torch.from_numpy(full)
 
-    findable = [p.labelled.any(1) & ~p.crowd & (p.area >= min_area) for p in pictures]
+    found = [findable(picture, min_area, by_box) for picture in pictures]
     return Batch(
         torch.from_numpy(np.stack([picture.image for picture in pictures])),
         People(
@@ -227,8 +233,8 @@ def collate(pictures: Sequence[Picture], min_area: float) -> Batch:
             labelled=padded([p.labelled for p in pictures]),
             area=padded([np.maximum(p.area, 1) for p in pictures]).clamp(min=1),
             boxes=padded([p.boxes for p in pictures]),
-            valid=padded([np.asarray(f) for f in findable]),
-            ignored=padded([~f for f in findable]),
+            valid=padded(found),
+            ignored=padded([~one for one in found]),
         ),
         tuple(one for picture in pictures for one in picture.ids),
     )
@@ -236,14 +242,15 @@ def collate(pictures: Sequence[Picture], min_area: float) -> Batch:
 
 @dataclass(frozen=True, slots=True)
 class Collate:
-    """`collate` with its threshold, in a form that worker processes can be sent."""
+    """`collate` with its rule, in a form that worker processes can be sent."""
 
     min_area: float
+    by_box: bool
 
     def __call__(self, pictures: Sequence[Picture]) -> Batch:
-        return collate(pictures, self.min_area)
+        return collate(pictures, self.min_area, self.by_box)
 
 
-def batches(recipe: PictureRecipe, pictures: Pictures, first: int) -> DataLoader[Batch]:
-    """The batches of steps `first` to the end."""
-    return loader(pictures, Collate(recipe.data.min_area), recipe, first)
+def batches(recipe: PictureRecipe, pictures: Pictures, first: int, by_box: bool = False) -> DataLoader[Batch]:
+    """The batches of steps `first` to the end; `by_box` as of `findable`."""
+    return loader(pictures, Collate(recipe.data.min_area, by_box), recipe, first)

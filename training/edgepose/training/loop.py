@@ -113,6 +113,8 @@ class Trainer:
         self.model.load_state_dict(groups["model"])
         self.average.load(groups["ema"])
         for name, parameter in self.model.named_parameters():
+            if name not in groups[MOMENTS[0]]:  # it is frozen
+                continue
             moments = {moment: groups[moment][name].to(parameter.device) for moment in MOMENTS}
             self.optimizer.state[parameter] = {"step": torch.tensor(float(progress.step)), **moments}
         self.step, self.seconds = progress.step, progress.seconds
@@ -121,8 +123,8 @@ class Trainer:
         """Publish the checkpoint, and the averaged weights beside it."""
         if not self.first:
             return
-        named = dict(self.model.named_parameters())
         state = self.optimizer.state
+        named = {name: p for name, p in self.model.named_parameters() if p in state}  # the others are frozen
         moments = {m: {name: state[p][m] for name, p in named.items()} for m in MOMENTS} if self.step else {}
         groups = {"model": self.model.state_dict(), "ema": self.average.state, **moments}
         progress = Progress(self.step, round(self.seconds, 1), self.recipe.to_yaml())

@@ -50,10 +50,7 @@ def parse_recipe(text: str, origin: str) -> Recipe:
         raise EdgeposeError(f"{origin}: not a recipe: it is no valid YAML ({reason})") from error
     if not isinstance(values, dict):
         raise EdgeposeError(f"{origin}: not a recipe: expected keys and values, such as `model: qrpose_tiny`")
-    family = family_of(model := _model_of(values, origin))
-    if family not in FAMILIES:
-        raise EdgeposeError(f"{origin}: no recipe can train {model} yet; families: {', '.join(FAMILIES)}")
-    record = FAMILIES[family].record
+    record = FAMILIES[family_of(_model_of(values, origin))].record
     try:
         # JSON mode: a YAML list may fill a tuple, but a string is never taken for a number.
         return record.model_validate_json(_json(values, origin))

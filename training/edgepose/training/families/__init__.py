@@ -7,11 +7,16 @@ from typing import Any
 
 from edgepose.training.families.course import Course
 from edgepose.training.families.qrpose import QrPoseCourse
+from edgepose.training.families.querypose import QueryPoseCourse
 from edgepose.training.families.sharpose import SharPoseCourse
 from edgepose.training.models import family_of
 from edgepose.training.sections import Recipe
 
-FAMILIES: Mapping[str, type[Course[Any, Any]]] = {"qrpose": QrPoseCourse, "sharpose": SharPoseCourse}
+FAMILIES: Mapping[str, type[Course[Any, Any]]] = {
+    "qrpose": QrPoseCourse,
+    "querypose": QueryPoseCourse,
+    "sharpose": SharPoseCourse,
+}
 
 
 def course_of(recipe: Recipe, rank: int = 0) -> Course[Any, Any]:

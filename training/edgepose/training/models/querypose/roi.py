@@ -68,7 +68,10 @@ def _gathered(maps: Sequence[Tensor], boxes: Tensor, cells: int, level: Tensor) 
     placed = torch.where(known > 0, placed.clamp(min=0).minimum(sides - 1), 0)
     low = placed.detach().floor()
     share = placed - low
-    columns, rows = torch.stack([low, (low + 1).minimum(sides - 1)]).long().unbind(3)  # (2, B, N, 2 cells)
+    corners = torch.stack(
+        [low, (low + 1).minimum(sides - 1)]
+    ).nan_to_num()  # what is no number stays in `share`
+    columns, rows = corners.long().unbind(3)  # (2, B, N, 2 cells)
     rows = rows * sides[..., 0, :].long() + starts[..., None]
     weights = torch.stack([1 - share, share]) * known
     total = table.new_zeros(())
