@@ -1,5 +1,5 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both set up what is missing first.
-.PHONY: demo test test-slow format clean
+.PHONY: demo test test-slow test-cuda format clean
 .DELETE_ON_ERROR:
 
 # Set up once, and again when what defines the set-up changes.
@@ -20,6 +20,10 @@ test: .venv/.ready-test  ## the gate: format, lint, types, layers, tests
 
 test-slow: .venv/.ready-test  ## the checks that take minutes each
 	.venv/bin/poe -q slow
+
+test-cuda: .venv/.ready-test  ## the real pycuda, cuda-python and NVRTC, without a GPU; compiles for minutes
+	tests/doubles/fakecuda/install.sh "$(CURDIR)/.venv/bin/python" "$(CURDIR)/build/cuda-site"
+	PYTHONPATH=build/cuda-site .venv/bin/pytest -q tests/runtime/trt/test_real_cuda.py tests/runtime/trt/test_kernel.py
 
 format: $(READY)
 	.venv/bin/ruff format . && .venv/bin/ruff check --fix .

@@ -14,11 +14,13 @@ from edgepose.calibration.ledger import (
     Gates,
     Latency,
     Ledger,
+    Looks,
     Row,
     accuracy_table,
     alternate,
     joints_table,
     latency,
+    looks_table,
     quality_table,
     table,
 )
@@ -208,3 +210,51 @@ def test_latency_is_in_milliseconds() -> None:
     measured = latency(lambda: time.sleep(0.01), rounds=5, warmup=0)
     assert 10 <= measured.p50_ms <= measured.p95_ms < 200
     assert Latency.of([0.001, 0.002, 0.003]).p50_ms == pytest.approx(2)
+
+
+def looking(ledger: Ledger, refined: float, overlap: float | None) -> Ledger:
+    """The ledger of a network that looks twice, whose baseline looks again at 40 % of 100 people."""
+    first, second = ledger.rows
+    rows = (replace(first, looks=Looks(100, 0.4)), replace(second, looks=Looks(100, refined, overlap)))
+    return replace(ledger, rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("refined", "overlap", "said"),
+    [
+        (0.44, 0.91, ""),
+        (0.36, 0.91, ""),
+        (0.46, 0.91, "looks again at 46.0% of the people, the baseline at 40.0%; 5.0% apart are allowed"),
+        (0.34, 0.91, "looks again at 34.0%"),
+        (0.4, 0.89, "shares 0.890 of the regions seen sharp with the baseline, 0.900 are asked for"),
+        (float("nan"), 0.95, "looks again at nan%"),
+        (0.4, float("nan"), "shares nan of the regions"),
+    ],
+)
+def test_the_second_look_is_held_to_the_baselines(
+    ledger: Ledger, refined: float, overlap: float, said: str
+) -> None:
+    verdict = looking(ledger, refined, overlap).verdict()
+    assert len(verdict) == bool(said)
+    assert said in "".join(verdict)
+
+
+def test_gates_of_the_second_look_are_given(ledger: Ledger) -> None:
+    twice = looking(ledger, 0.46, 0.89)
+    assert replace(twice, gates=Gates(min_region_overlap=0.8, max_refined_shift=0.1)).verdict() == []
+    assert len(replace(twice, gates=Gates(min_region_overlap=0.8)).verdict()) == 1
+
+
+def test_looks_are_kept_in_json_and_shown(ledger: Ledger) -> None:
+    twice = looking(ledger, 0.437, 0.953)
+    assert Ledger.from_dict(json.loads(json.dumps(twice.to_dict())), "x") == twice
+    assert Ledger.from_dict(json.loads(json.dumps(ledger.to_dict())), "x").rows[1].looks is None
+    older = ledger.to_dict()
+    for row in older["rows"]:
+        del row["looks"]
+    assert Ledger.from_dict(older, "x") == ledger
+    console = Console(file=io.StringIO(), width=100)
+    console.print(looks_table(twice))
+    printed = console.file.getvalue()
+    assert "40.0" in printed
+    assert all(figure in printed for figure in ("43.7", "+3.7", "95.3"))

@@ -17,5 +17,5 @@ if _NAME not in sys.modules:
     _found.loader.exec_module(sys.modules[_NAME])
 
 _fixtures = sys.modules[_NAME]
-spec, images, standin = _fixtures.spec, _fixtures.images, _fixtures.standin
+spec, images, feeds, standin = _fixtures.spec, _fixtures.images, _fixtures.feeds, _fixtures.standin
 raw, traced, quantized = _fixtures.raw, _fixtures.traced, _fixtures.quantized

@@ -13,6 +13,7 @@ import pytest
 import torch
 from onnx import ModelProto
 
+from edgepose.compression.execution import INPUT, Feeds
 from edgepose.compression.quantize import Quantized, quantize
 from edgepose.export.simplify import simplify
 from edgepose.export.trace import trace
@@ -49,6 +50,11 @@ def make_images() -> list[F32]:
 
 
 @cache
+def make_feeds() -> list[Feeds]:
+    return [{INPUT: image} for image in make_images()]
+
+
+@cache
 def make_standin() -> Any:
     torch.set_num_threads(1)
     return load("standin").trained_like()
@@ -56,17 +62,17 @@ def make_standin() -> Any:
 
 @cache
 def make_raw() -> ModelProto:
-    return trace(make_standin(), SPEC)
+    return trace(make_standin(), SPEC)["pose"]
 
 
 @cache
 def make_traced() -> ModelProto:
-    return simplify(make_raw(), make_images()[:2])[0]
+    return simplify(make_raw(), make_feeds()[:2])[0]
 
 
 @cache
 def make_quantized() -> Quantized:
-    return quantize(make_traced(), make_images(), "qrpose")
+    return quantize(make_traced(), make_feeds(), "qrpose")
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +83,12 @@ def spec() -> Spec:
 @pytest.fixture(scope="session")
 def images() -> list[F32]:
     return make_images()
+
+
+@pytest.fixture(scope="session")
+def feeds() -> list[Feeds]:
+    """The same by name, as a graph wants them."""
+    return make_feeds()
 
 
 @pytest.fixture(scope="session")

@@ -99,7 +99,7 @@ def test_adds_are_quantized_only_behind_convolutions() -> None:
 
 
 def test_every_family_with_a_spec_has_scopes(spec: Spec) -> None:
-    from edgepose.export.specs import FAMILIES
+    from edgepose.export.specs import CONTRACTS
 
-    assert FAMILIES.keys() <= FLOAT_SCOPES.keys()
+    assert CONTRACTS.keys() <= FLOAT_SCOPES.keys()
     assert spec.family in FLOAT_SCOPES

@@ -13,6 +13,7 @@ import onnxruntime as ort
 import pytest
 from onnx import ModelProto, numpy_helper
 
+from edgepose.compression.execution import Feeds
 from edgepose.compression.graph import copy
 from edgepose.compression.plan import quantized_despite_plan
 from edgepose.compression.quantize import Quantized, quantize
@@ -80,15 +81,15 @@ def test_int8_stays_close_to_float(traced: ModelProto, quantized: Quantized, ima
     assert 20 < 10 * np.log10(signal / noise) < 60  # 60 dB would mean that nothing was quantized
 
 
-def test_same_input_same_file(traced: ModelProto, images: list[F32], quantized: Quantized) -> None:
-    again = quantize(traced, images, "qrpose")
+def test_same_input_same_file(traced: ModelProto, feeds: list[Feeds], quantized: Quantized) -> None:
+    again = quantize(traced, feeds, "qrpose")
     assert again.model.SerializeToString() == quantized.model.SerializeToString()
     assert again.plan == quantized.plan
 
 
-def test_the_given_model_is_untouched(traced: ModelProto, images: list[F32]) -> None:
+def test_the_given_model_is_untouched(traced: ModelProto, feeds: list[Feeds]) -> None:
     before = traced.SerializeToString()
-    quantize(traced, images[:2], "qrpose")
+    quantize(traced, feeds[:2], "qrpose")
     assert traced.SerializeToString() == before
 
 
@@ -113,24 +114,26 @@ def test_the_table_is_taken_back(traced: ModelProto) -> None:
     assert hardware.get_hw_setup is original
 
 
-def test_stdout_stays_clean(traced: ModelProto, images: list[F32], capfd: pytest.CaptureFixture[str]) -> None:
-    quantize(traced, images[:2], "qrpose")
+def test_stdout_stays_clean(
+    traced: ModelProto, feeds: list[Feeds], capfd: pytest.CaptureFixture[str]
+) -> None:
+    quantize(traced, feeds[:2], "qrpose")
     assert capfd.readouterr().out == ""
 
 
 def test_bad_input_is_refused_in_one_sentence(
-    traced: ModelProto, quantized: Quantized, images: list[F32]
+    traced: ModelProto, quantized: Quantized, feeds: list[Feeds]
 ) -> None:
     with pytest.raises(EdgeposeError, match="calibration set is empty"):
         quantize(traced, [], "qrpose")
     with pytest.raises(EdgeposeError, match="no float scopes"):
-        quantize(traced, images, "unheard-of")
+        quantize(traced, feeds, "unheard-of")
     with pytest.raises(EdgeposeError, match="quantized already"):
-        quantize(quantized.model, images, "qrpose")
+        quantize(quantized.model, feeds, "qrpose")
     nameless = copy(traced)
     nameless.graph.node[0].name = ""
     with pytest.raises(EdgeposeError, match="nameless"):
-        quantize(nameless, images, "qrpose")
+        quantize(nameless, feeds, "qrpose")
 
 
 def test_nncf_reports_nothing_and_writes_nothing_at_home(tmp_path: Path) -> None:

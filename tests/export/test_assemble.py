@@ -14,16 +14,18 @@ import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
 
+from edgepose.compression.execution import outputs_of
 from edgepose.compression.graph import copy, load_onnx
 from edgepose.compression.quantize import Quantized
 from edgepose.export import golden
 from edgepose.export.assemble import LINTED, Parts, assemble
 from edgepose.export.card import VIEWS
-from edgepose.export.execution import difference, largest, outputs_of
 from edgepose.export.metadata import read_spec
 from edgepose.export.views import cpu_view
+from edgepose.runtime.agreement import AGREEMENTS, largest, pose_difference
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError, GateFailed
+from edgepose.runtime.golden import limit, read
 from edgepose.runtime.preprocess import normalise
 from edgepose.runtime.spec import Spec
 
@@ -69,7 +71,8 @@ def test_a_fp32_bundle_has_no_int8(parts: Parts, tmp_path: Path) -> None:
 
 def test_tables_name_the_same_views(bundle: Bundle) -> None:
     views = {name.removeprefix("pose.").removesuffix(".onnx") for name in FULL}
-    assert views == golden.TOLERANCES.keys() == VIEWS.keys()
+    assert views == VIEWS.keys()
+    assert all(agreement.views.keys() == views for agreement in AGREEMENTS.values())
     assert views - {"int8.ort"} == LINTED.keys()
 
 
@@ -85,7 +88,7 @@ def test_one_flipped_byte_in_any_file_is_refused(bundle: Bundle, tmp_path: Path)
 
 
 def test_golden_vectors_repeat_here_and_catch_other_weights(bundle: Bundle) -> None:
-    recorded = golden.read(bundle)
+    recorded = read(bundle)
     assert set(recorded.expected) == {name.removesuffix(".onnx") for name in FULL}
     for view in recorded.expected:
         model = load_onnx(bundle.folder / f"{view}.onnx")
@@ -95,16 +98,16 @@ def test_golden_vectors_repeat_here_and_catch_other_weights(bundle: Bundle) -> N
         values = numpy_helper.to_array(tensor)
         tensor.CopyFrom(numpy_helper.from_array(values + np.asarray(1, values.dtype), tensor.name))
         apart = golden.deviation(recorded, view, model, bundle.spec)
-        assert not apart.within(golden.TOLERANCES[view.removeprefix("pose.")])
+        assert not apart.within(limit(view, bundle.spec))
 
 
 def test_the_typed_views_answers_are_those_of_its_nodes(bundle: Bundle, parts: Parts) -> None:
     """Recorded without ONNX Runtime's optimiser, which spoils half-typed biases."""
-    recorded = golden.read(bundle).expected
+    recorded = read(bundle).expected
     pairs = zip(recorded["pose.int8.trt"], recorded["pose.int8.trt-typed"], strict=True)
-    assert largest([difference(a, b, 0.1) for a, b in pairs]).score < 0.01
+    assert largest([pose_difference(a, b, 0.1) for a, b in pairs]).score < 0.01
     view = load_onnx(bundle.folder / "pose.int8.trt-typed.onnx")
-    images = [normalise(frame, parts.spec) for frame in parts.frames]
+    images = [{"images": normalise(frame, parts.spec)} for frame in parts.frames]
     as_written = outputs_of(view, images, optimised=False)
     for mine, plain in zip(recorded["pose.int8.trt-typed"], as_written, strict=True):
         np.testing.assert_array_equal(mine["keypoints"], plain["keypoints"])
@@ -116,7 +119,7 @@ def test_no_golden_vectors_no_answer(parts: Parts, tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     empty = publish(tmp_path / "c", tmp_path / "b", parts.spec, PROVENANCE)
     with pytest.raises(EdgeposeError, match=r"golden\.npz"):
-        golden.read(empty)
+        read(empty)
 
 
 def asymmetric(model: ModelProto) -> ModelProto:

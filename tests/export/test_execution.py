@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto
 
+from edgepose.compression.execution import Outputs, outputs_of
 from edgepose.compression.graph import copy
-from edgepose.export.execution import Difference, Outputs, difference, largest, outputs_of
+from edgepose.runtime.agreement import PoseDifference as Difference
+from edgepose.runtime.agreement import largest
+from edgepose.runtime.agreement import pose_difference as difference
 from edgepose.runtime.errors import EdgeposeError
 
 
@@ -63,5 +66,5 @@ def test_a_graph_that_cannot_run_is_one_sentence(traced: ModelProto) -> None:
     model = copy(traced)
     model.graph.node[0].op_type = "NoSuchOperator"
     with pytest.raises(EdgeposeError, match="cannot run") as caught:
-        outputs_of(model, [np.zeros((1, 3, 64, 64), np.float32)])
+        outputs_of(model, [{"images": np.zeros((1, 3, 64, 64), np.float32)}])
     assert "\n" not in str(caught.value)

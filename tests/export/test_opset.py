@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from edgepose.compression.execution import outputs_of
 from edgepose.compression.graph import copy, opset
-from edgepose.export.execution import outputs_of
 from edgepose.export.opset import step_down
 from edgepose.runtime.errors import EdgeposeError
 
@@ -48,10 +48,10 @@ CASES = {
 def test_same_answers_in_the_older_form(name: str) -> None:
     model = copy(CASES[name])
     image = np.random.default_rng(1).normal(size=(1, 4, 6, 6)).astype(np.float32)
-    before = outputs_of(model, [image], optimised=False)[0]["y"]
+    before = outputs_of(model, [{"x": image}], optimised=False)[0]["y"]
     step_down(model)
     assert opset(model) == 17
-    np.testing.assert_array_equal(outputs_of(model, [image], optimised=False)[0]["y"], before)
+    np.testing.assert_array_equal(outputs_of(model, [{"x": image}], optimised=False)[0]["y"], before)
 
 
 @pytest.mark.parametrize(

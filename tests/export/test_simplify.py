@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from onnx import ModelProto, numpy_helper
 
+from edgepose.compression.execution import Feeds
 from edgepose.compression.graph import copy
 from edgepose.export.simplify import simplify
-from edgepose.runtime.poses import F32
 
 
 def broken_weight(model: ModelProto, **_: Any) -> tuple[ModelProto, bool]:
@@ -51,18 +51,18 @@ def wrong_output(model: ModelProto, **_: Any) -> tuple[ModelProto, bool]:
     ],
 )
 def test_a_broken_simplifier_is_rejected(
-    monkeypatch: pytest.MonkeyPatch, traced: ModelProto, images: list[F32], fault: Any, said: str
+    monkeypatch: pytest.MonkeyPatch, traced: ModelProto, feeds: list[Feeds], fault: Any, said: str
 ) -> None:
     monkeypatch.setattr("onnxsim.simplify", fault)
-    result, what = simplify(traced, images[:2])
+    result, what = simplify(traced, feeds[:2])
     assert result is traced
     assert what.startswith("kept as traced")
     assert said in what
     assert "\n" not in what
 
 
-def test_a_good_one_is_kept_and_settles(traced: ModelProto, images: list[F32]) -> None:
-    result, what = simplify(traced, images[:2])
+def test_a_good_one_is_kept_and_settles(traced: ModelProto, feeds: list[Feeds]) -> None:
+    result, what = simplify(traced, feeds[:2])
     assert what.startswith("simplified from")
-    again, _ = simplify(result, images[:2])
+    again, _ = simplify(result, feeds[:2])
     assert [node.op_type for node in again.graph.node] == [node.op_type for node in result.graph.node]

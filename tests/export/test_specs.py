@@ -1,20 +1,38 @@
 """Every model that can be built can be fed."""
 
+from pathlib import Path
+
 import pytest
+import torch
 
-from edgepose.export.specs import FAMILIES, spec_of
+from edgepose.compression.source_model import load_model
+from edgepose.export import card
+from edgepose.export.specs import CONTRACTS, require_exportable, spec_of
 from edgepose.runtime.errors import EdgeposeError
-from edgepose.training.models import BUILDERS
+from edgepose.training.models import BUILDERS, build, family_of
 
 
-def test_families_name_models_and_the_others_are_refused() -> None:
-    exported = [name for models in FAMILIES.values() for name in models]
-    assert set(exported) <= set(BUILDERS)
-    for name in set(BUILDERS) - set(exported):
-        with pytest.raises(EdgeposeError, match=f"{name}: cannot be exported yet; choose one of qrpose_tiny"):
-            spec_of(name, (64, 64))
+def test_families_without_a_contract_are_refused() -> None:
+    families = {family_of(name): name for name in BUILDERS}
+    assert CONTRACTS.keys() <= families.keys()
+    assert CONTRACTS.keys() == card.FAMILIES.keys()
+    for family in families.keys() - CONTRACTS.keys():
+        with pytest.raises(EdgeposeError, match=f"{families[family]}: cannot be exported yet; choose one of"):
+            require_exportable(families[family])
 
 
 def test_the_spec_is_as_large_as_the_network_was_built() -> None:
-    spec = spec_of("qrpose_edge", (320, 256))
+    spec = spec_of("qrpose_edge", build("qrpose_edge", size=(320, 256)))
     assert (spec.family, spec.model, spec.width, spec.height) == ("qrpose", "qrpose_edge", 320, 256)
+
+
+def test_what_the_authors_file_says_goes_into_the_spec(tmp_path: Path) -> None:
+    name = "sharpose_tiny_128x96"
+    config = "model = dict(backbone=dict(alpha=0.3), test_cfg=dict(qp_threshold=1.2))"
+    path = tmp_path / "published.pth"
+    torch.save({"meta": {"config": config}, "state_dict": build(name).state_dict()}, path)
+    published = spec_of(name, load_model(name, path)[0])
+    plain = spec_of(name, build(name))
+    assert (plain.refine_below, plain.sharp_cells) == (0.99, 5)  # 0.4 of 12 cells
+    assert (published.refine_below, published.sharp_cells) == (1.2, 4)
+    assert published.limit("int8") == 1.2

@@ -13,9 +13,10 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
+from edgepose.compression.execution import INPUT, outputs_of
 from edgepose.compression.graph import count_ops, opset
-from edgepose.export.execution import outputs_of
-from edgepose.export.trace import FORBIDDEN, INPUT, OUTPUTS, trace
+from edgepose.export.single_stage import OUTPUTS
+from edgepose.export.trace import FORBIDDEN, trace
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.poses import F32
 from edgepose.runtime.spec import Spec
@@ -26,7 +27,7 @@ def test_onnx_answers_as_torch_does(standin: Any, traced: ModelProto, images: li
     stacked = np.concatenate(images[:batch])
     with torch.no_grad():
         expected = standin(torch.from_numpy(stacked))
-    actual = outputs_of(traced, [stacked])[0]
+    actual = outputs_of(traced, [{INPUT: stacked}])[0]
     assert tuple(actual) == OUTPUTS
     for name in OUTPUTS:
         np.testing.assert_allclose(actual[name], expected[name].numpy(), rtol=1e-4, atol=1e-4)
@@ -101,14 +102,14 @@ def test_what_no_engine_takes_is_refused(model: nn.Module, why: str, spec: Spec)
 
 
 def test_a_plain_head_is_taken(spec: Spec) -> None:
-    assert len(trace(Head(), spec).graph.output) == 4
+    assert len(trace(Head(), spec)["pose"].graph.output) == 4
 
 
 def test_tracing_is_silent_and_repeatable(
     standin: Any, spec: Spec, raw: ModelProto, capfd: pytest.CaptureFixture[str]
 ) -> None:
     capfd.readouterr()
-    again = trace(standin, spec)
+    again = trace(standin, spec)["pose"]
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err == ""

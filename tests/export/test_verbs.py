@@ -165,6 +165,22 @@ def test_linting_a_bad_file_exits_1_and_names_rules(
     assert json.loads(capfd.readouterr().out)["errors"] > 10
 
 
+def test_a_bad_file_is_mended_or_refused(
+    full: tuple[Path, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bad, mended = full[0] / "pose.int8.ort.onnx", tmp_path / "mended.onnx"
+    assert run_json(export, "--lint", bad, "--mend", mended)["mended"]
+    assert run_json(export, "--lint", mended)["findings"] == []
+    model = load_onnx(bad)
+    relu = next(node for node in model.graph.node if node.op_type == "Relu")
+    relu.op_type, relu.domain = "Own", "org.example"
+    model.opset_import.add(domain="org.example", version=1)
+    (tmp_path / "own.onnx").write_bytes(model.SerializeToString())
+    assert run(export, "--lint", tmp_path / "own.onnx", "--mend", tmp_path / "none.onnx") == 2
+    assert "org.example::Own is no standard operator (rule Q10)" in capfd.readouterr().err
+    assert not (tmp_path / "none.onnx").exists()
+
+
 def test_what_is_wrong_is_said_in_one_sentence(
     fp32: Path,
     compressed: tuple[Path, Any],
@@ -200,6 +216,7 @@ def test_what_is_wrong_is_said_in_one_sentence(
         (export, ("--lint", tmp_path / "foreign.onnx"), "not an ONNX model"),
         (export, ("--lint", tmp_path / "none.onnx"), "no such file"),
         (export, (), "give MODEL and --out"),
+        (export, (MODEL, "--out", out, "--mend", out), "what --lint FILE reads"),
         (export, (MODEL, "--lint", tmp_path / "none.onnx"), "leave out MODEL"),
         (
             export,
@@ -277,7 +294,7 @@ def test_a_model_that_onnx_gets_wrong_is_not_exported(
     bias = next(t for t in graph.graph.initializer if t.name == name)
     shifted = numpy_helper.to_array(bias) + np.float32(0.01)  # of a logit: 0.001 of a score
     bias.CopyFrom(numpy_helper.from_array(shifted, bias.name))
-    monkeypatch.setattr("edgepose.export.verb_export.trace", lambda *_: graph)
+    monkeypatch.setattr("edgepose.export.verb_export.trace", lambda *_: {"pose": graph})
     assert run(export, MODEL, "--weights", weights, "--out", tmp_path / "b") == 1
     assert "is not the PyTorch model" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import torch
 from edgepose.calibration.dataset import Dataset, open_dataset
 from edgepose.calibration.ledger import Gates
 from edgepose.export import plots
-from edgepose.export.verification import Artefact, Run, TorchBackend, ledger_of, run_all
+from edgepose.export.verification import Artefact, Run, Shown, TorchBackend, ledger_of, run_all
 from edgepose.runtime.poses import Poses, boxes_of
 from edgepose.runtime.preprocess import U8, Letterbox
 from edgepose.runtime.spec import Spec
@@ -47,8 +47,8 @@ def test_a_perfect_artefact_scores_one_and_a_shifted_one_drifts_by_its_shift(dat
         Artefact("same", knows_the_truth(dataset), 100),
         Artefact("shifted", knows_the_truth(dataset, shift_px=4.0), 50),
     ]
-    runs = run_all(found, dataset)
-    ledger = ledger_of(runs, dataset, SPEC, Gates(max_ap_loss=0.01, max_median_drift_px=1.0), 0.0)
+    runs = run_all(found, Shown(dataset))
+    ledger = ledger_of(runs, Shown(dataset), SPEC, Gates(max_ap_loss=0.01, max_median_drift_px=1.0), 0.0)
     first, same, shifted = ledger.rows
     assert first.score.ap == pytest.approx(1.0)
     assert (same.drift.p50_px, same.difference.low, same.difference.high) == (0.0, 0.0, 0.0)
@@ -66,7 +66,7 @@ def test_planted_duplicates_fail_their_gate_and_no_other(dataset: Dataset) -> No
         Artefact("twice", knows_the_truth(dataset, again=0.5), 100),
         Artefact("hardly twice", knows_the_truth(dataset, again=0.05), 100),
     ]
-    ledger = ledger_of(run_all(found, dataset), dataset, SPEC, Gates(), 0.0)
+    ledger = ledger_of(run_all(found, Shown(dataset)), Shown(dataset), SPEC, Gates(), 0.0)
     people = ledger.baseline.score.people
     assert people == sum(len(dataset.people(index)) for index in range(len(dataset))) > 5
     # The copies score less than everybody, so AP, AR and drift do not see them.
@@ -75,24 +75,27 @@ def test_planted_duplicates_fail_their_gate_and_no_other(dataset: Dataset) -> No
         f"0 of the baseline and 2 more among {people} people"
     ]
     assert (
-        ledger_of(run_all(found, dataset), dataset, SPEC, Gates(max_more_duplicates=1), 0.0).verdict() == []
+        ledger_of(
+            run_all(found, Shown(dataset)), Shown(dataset), SPEC, Gates(max_more_duplicates=1), 0.0
+        ).verdict()
+        == []
     )
 
 
 def test_every_row_says_what_its_scores_are_worth(dataset: Dataset) -> None:
     found = [Artefact("torch FP32", knows_the_truth(dataset), 1), Artefact("nobody", nobody, 1)]
-    first, second = ledger_of(run_all(found, dataset), dataset, SPEC, Gates(), 0.0).rows
+    first, second = ledger_of(run_all(found, Shown(dataset)), Shown(dataset), SPEC, Gates(), 0.0).rows
     assert first.quality.matched == first.quality.poses == first.score.people
     assert first.quality.ece == pytest.approx(0.1, abs=1e-6)  # all reach 1 and say 0.9
     assert (first.quality.rho, first.quality.ap_gap) == (None, 0.0)
     assert (second.quality.poses, second.quality.ece) == (0, None)
-    low = ledger_of(run_all(found, dataset), dataset, SPEC, Gates(), 100.0).baseline
+    low = ledger_of(run_all(found, Shown(dataset)), Shown(dataset), SPEC, Gates(), 100.0).baseline
     assert low.quality.poses == low.score.people < first.score.people
 
 
 def test_the_reliability_plot_is_drawn_of_whatever_there_is(dataset: Dataset) -> None:
     found = [Artefact("torch FP32", knows_the_truth(dataset), 1), Artefact("nobody", nobody, 1)]
-    ledger = ledger_of(run_all(found, dataset), dataset, SPEC, Gates(), 0.0)
+    ledger = ledger_of(run_all(found, Shown(dataset)), Shown(dataset), SPEC, Gates(), 0.0)
     first, second = ledger.rows
     unjudged = replace(first, quality=None)  # of an old ledger
     drawn = [
@@ -117,7 +120,7 @@ def test_every_artefact_sees_every_picture_and_is_timed(dataset: Dataset) -> Non
 
         return estimate
 
-    runs = run_all([Artefact(name, spy(name), 0) for name in seen], dataset)
+    runs = run_all([Artefact(name, spy(name), 0) for name in seen], Shown(dataset))
     pictures = [dataset[index].image.tobytes() for index in range(len(dataset))]
     assert seen["a"][1:] == seen["b"][1:] == pictures  # the first call of each only warms up
     assert all(isinstance(run, Run) and len(run.seconds) == len(run.poses) == len(dataset) for run in runs)

@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from edgepose.compression.execution import Feeds, outputs_of
 from edgepose.compression.graph import Graph, copy, count_ops, opset
 from edgepose.compression.plan import float_tail
 from edgepose.compression.quantize import Quantized
-from edgepose.export.execution import difference, largest, outputs_of
 from edgepose.export.half import half_typed
 from edgepose.export.views import cpu_view, drop_conv_side, fp16_view, trt_view, typed_view
+from edgepose.runtime.agreement import largest
+from edgepose.runtime.agreement import pose_difference as difference
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.poses import F32
 
@@ -133,7 +135,7 @@ def plain(model: ModelProto, image: F32, taps: list[str]) -> dict[str, F32]:
     for tap in taps:
         if tap not in known:
             tapped.graph.output.append(helper.make_empty_tensor_value_info(tap))
-    return outputs_of(tapped, [image], optimised=False)[0]
+    return outputs_of(tapped, [{tapped.graph.input[0].name: image}], optimised=False)[0]
 
 
 @settings(max_examples=40, deadline=None)
@@ -201,8 +203,10 @@ def test_trt_view_is_the_origin_with_those_pairs_passed_through(model: ModelProt
                 if alone and source in made and made[source].op_type == "Conv":
                     node.input[index] = source
                     break
-    expected = outputs_of(passed, [picture()], optimised=False)[0]["y"]
-    np.testing.assert_array_equal(outputs_of(trt_view(model), [picture()], optimised=False)[0]["y"], expected)
+    expected = outputs_of(passed, [{"x": picture()}], optimised=False)[0]["y"]
+    np.testing.assert_array_equal(
+        outputs_of(trt_view(model), [{"x": picture()}], optimised=False)[0]["y"], expected
+    )
 
 
 def test_weights_keep_their_integers(quantized: Quantized) -> None:
@@ -268,22 +272,22 @@ def test_typed_views_have_half_inside_and_float32_ends(quantized: Quantized, tra
 
 
 def test_half_views_answer_like_their_origins(
-    quantized: Quantized, traced: ModelProto, images: list[F32]
+    quantized: Quantized, traced: ModelProto, feeds: list[Feeds]
 ) -> None:
     tail = float_tail(traced, "qrpose")
     near = largest(
         [
             difference(a, b, 0.1)
             for a, b in zip(
-                outputs_of(traced, images), outputs_of(fp16_view(traced, tail), images), strict=True
+                outputs_of(traced, feeds), outputs_of(fp16_view(traced, tail), feeds), strict=True
             )
         ]
     )
     assert near.keypoint_px < 0.1
     assert near.score < 1e-3
     network = random_network(5, ["conv_relu", "add", "concat_slice", "conv", "resize"], 0.1)
-    a = outputs_of(drop_conv_side(network), [picture()], optimised=False)[0]["y"]
-    b = outputs_of(half_typed(drop_conv_side(network)), [picture()], optimised=False)[0]["y"]
+    a = outputs_of(drop_conv_side(network), [{"x": picture()}], optimised=False)[0]["y"]
+    b = outputs_of(half_typed(drop_conv_side(network)), [{"x": picture()}], optimised=False)[0]["y"]
     # A value that rounds to the other step is one step off; most are not.
     assert np.mean(np.abs(a - b) > 0.01) < 0.05
     assert np.abs(a - b).max() < 0.5

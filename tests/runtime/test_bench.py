@@ -63,6 +63,32 @@ def test_files_and_bundles_are_timed_together(tmp_path: Path) -> None:
     assert "median ms" in run(first).output
 
 
+def two_graphs(folder: Path) -> str:
+    """A bundle whose second graph reads an order, and fails for one that is none."""
+    content = folder / "content"
+    content.mkdir()
+    graph(content / "coarse.fp32.onnx")
+    nodes = [helper.make_node("GatherElements", ["cells", "order"], ["sorted"], axis=1)]
+    kinds = {"cells": TensorProto.FLOAT, "order": TensorProto.INT32, "sorted": TensorProto.FLOAT}
+    cells, order, result = (
+        helper.make_tensor_value_info(name, kind, ["batch", 12]) for name, kind in kinds.items()
+    )
+    made = helper.make_graph(nodes, "g", [cells, order], [result])
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, content / "fine.fp32.onnx")
+    spec = Spec("sharpose", "sharpose_tiny_128x96", 96, 128, graphs=("coarse", "fine"), resize="crop")
+    publish(content, folder / "two", spec, {})
+    return str(folder / "two")
+
+
+def test_a_graph_among_several_is_named(tmp_path: Path) -> None:
+    bundle = two_graphs(tmp_path)
+    done = run(f"{bundle}:coarse:fp32", f"{bundle}:fine:fp32", "--json", "--batch", "3")
+    assert done.exit_code == 0, done.output
+    for name, said in (("fp32", "has several graphs"), ("medium:fp32", "has no medium")):
+        assert said in str(run(f"{bundle}:{name}").exception)
+
+
 @pytest.mark.parametrize("kind", ["missing", "no graph", "twice", "no such view"])
 def test_what_cannot_be_timed_is_named(tmp_path: Path, kind: str) -> None:
     path = graph(tmp_path / "a.onnx")

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.training.loop import Trainer
 from edgepose.training.models import build
-from edgepose.training.recipe import Recipe, open_recipe
+from edgepose.training.recipe import open_recipe
+from edgepose.training.sections import Recipe
 
 
 def starting_from(weights: str) -> Recipe:

@@ -32,7 +32,8 @@ from edgepose.training.claims import (
 )
 from edgepose.training.models import build
 from edgepose.training.models.qrpose.network import Config, QrPose
-from edgepose.training.recipe import Recipe, open_recipe
+from edgepose.training.recipe import open_recipe
+from edgepose.training.sections import Recipe
 
 DATA = open_dataset("synthetic:count=60,seed=4,size=128")
 TRUTH = [DATA.people(index) for index in range(len(DATA))]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.preprocess import normalise
 from edgepose.runtime.spec import Spec
-from edgepose.training.loop import normalised
+from edgepose.training.batch import normalised
 from edgepose.training.models import BUILDERS, build, load_published, shipped_weights
 from edgepose.training.models.qrpose import deploy
 from edgepose.training.models.qrpose.network import Config, Heads, Look, QrPose, Queries, Sampler, Trunk

@@ -8,7 +8,10 @@ import pytest
 import yaml
 
 from edgepose.runtime.errors import EdgeposeError
-from edgepose.training.recipe import Recipe, open_recipe, parse_recipe, shipped
+from edgepose.training.families import FAMILIES
+from edgepose.training.families.qrpose import QrPoseRecipe
+from edgepose.training.models import BUILDERS, family_of
+from edgepose.training.recipe import open_recipe, parse_recipe, shipped
 
 SMALL = """
 model: qrpose_tiny
@@ -26,7 +29,7 @@ def test_every_shipped_recipe_parses_and_survives_its_own_resolved_form(name: st
 def test_the_resolved_recipe_holds_every_key(tmp_path: Path) -> None:
     parse_recipe(SMALL, "small").save(tmp_path / "recipe.yaml")
     values = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
-    assert values.keys() == Recipe.model_fields.keys()
+    assert values.keys() == QrPoseRecipe.model_fields.keys()
     assert values["data"]["augment"]["flip"] == 0.5
     assert open_recipe(str(tmp_path / "recipe.yaml")) == parse_recipe(SMALL, "small")
 
@@ -71,9 +74,37 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
         open_recipe(str(tmp_path / "picture.yaml"))
 
 
-def test_a_model_that_no_recipe_can_train_is_refused() -> None:
-    text = shipped()["qrpose_smoke"].read_text().replace("qrpose_tiny", "sharpose_tiny_128x96")
-    with pytest.raises(
-        EdgeposeError, match="sharpose_tiny_128x96: no recipe can train it yet; choose one of"
-    ):
-        parse_recipe(text, "mine.yaml")
+TOP_DOWN = """
+model: sharpose_tiny_128x96
+data: {train: "synthetic:count=4,seed=1,size=64"}
+schedule: {steps: 2}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "change", "message"),
+    [
+        (TOP_DOWN, ("data: {", "data: {sigme: 3, "), r"unknown key 'data\.sigme'; did you mean 'sigma'\?"),
+        (TOP_DOWN, ("data: {", "data: {changes: {rotations: 3}, "), "did you mean 'rotation'"),
+        (TOP_DOWN, ("model:", "rule: reference\nmodel:"), "unknown key 'rule'; did you mean 'rules'"),
+        (TOP_DOWN, ("steps: 2", "steps: 2, layer_decay: 0"), "'schedule.layer_decay' is 0: .*greater than 0"),
+        (TOP_DOWN, ("data: {", "data: {min_area: 3, "), "unknown key 'data.min_area'"),
+        (SMALL, ("steps: 2", "steps: 2, layer_decay: 0.8"), "unknown key 'schedule.layer_decay'"),
+        (SMALL, ("data: {", "data: {sigma: 3, "), "unknown key 'data.sigma'"),
+        (
+            SMALL,
+            ("qrpose_tiny", "[qrpose_tiny]"),
+            r"key 'model' is \['qrpose_tiny'\]; name one of qrpose_tiny",
+        ),
+        (SMALL, ("model: qrpose_tiny", "seed: 1"), "key 'model' is missing; add one of qrpose_tiny"),
+    ],
+)
+def test_the_model_s_family_decides_which_keys_there_are(
+    text: str, change: tuple[str, str], message: str
+) -> None:
+    with pytest.raises(EdgeposeError, match=message):
+        parse_recipe(text.replace(*change), "mine.yaml")
+
+
+def test_every_family_that_can_be_built_can_be_trained() -> None:
+    assert {family_of(name) for name in BUILDERS} == FAMILIES.keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -18,7 +19,6 @@ from edgepose.runtime.spec import Spec
 from edgepose.training.data import (
     Picture,
     Pictures,
-    Steps,
     batches,
     collate,
     fit,
@@ -28,7 +28,10 @@ from edgepose.training.data import (
     recolour,
     warp,
 )
-from edgepose.training.recipe import Augment, Recipe, parse_recipe
+from edgepose.training.families.qrpose import QrPoseRecipe
+from edgepose.training.order import Steps
+from edgepose.training.recipe import parse_recipe
+from edgepose.training.sections import Augment
 
 RECIPE = """
 model: qrpose_tiny
@@ -40,7 +43,7 @@ schedule: {steps: 5, batch: 2}
 SPEC = Spec("qrpose", "qrpose_tiny", 64, 64)
 
 
-def recipe(**changes: str) -> Recipe:
+def recipe(**changes: str) -> QrPoseRecipe:
     text = RECIPE
     for old, new in changes.items():
         text = text.replace(old, new)
@@ -228,6 +231,17 @@ def test_collate_pads_and_sorts_out_who_counts() -> None:
     assert batch.people.valid.tolist() == [[True], [False], [False]]
     assert batch.people.ignored.tolist() == [[False], [False], [True]]
     assert collate([empty], 64).people.joints.shape == (1, 1, 17, 2)
+
+
+def test_by_box_whoever_has_a_box_in_the_picture_counts() -> None:
+    """Without a joint too; a crowd never, nor someone whom the clip left no box."""
+    picture = spotted(0)
+    unlabelled = replace(picture, labelled=np.zeros_like(picture.labelled))
+    crowd = replace(picture, crowd=np.array([True]))
+    beyond = replace(picture, boxes=np.array([[63.5, 3, 63.5, 9]], np.float32))
+    shown = [picture, unlabelled, crowd, beyond]
+    assert collate(shown, min_area=1, by_box=True).people.valid[:, 0].tolist() == [True, True, False, False]
+    assert collate(shown, min_area=1).people.valid[:, 0].tolist() == [True, False, False, True]
 
 
 def coco(folder: Path, keypoints: list[float], crowd: int = 0) -> Path:

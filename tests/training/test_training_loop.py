@@ -16,20 +16,25 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from edgepose.calibration.dataset import open_dataset
 from edgepose.runtime.cli import guarded
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.training.average import Average
 from edgepose.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from edgepose.training.loop import CHECKPOINT, RECIPE, WEIGHTS, Trainer, rate_at
+from edgepose.training.families import course_of
+from edgepose.training.loop import CHECKPOINT, RECIPE, WEIGHTS, Trainer, precision_of, rate_at
 from edgepose.training.models import build, load_published
 from edgepose.training.models.weights import read_weights
-from edgepose.training.recipe import Recipe, open_recipe
+from edgepose.training.recipe import open_recipe
 from edgepose.training.run import RESULT, train_and_score
+from edgepose.training.sections import Recipe
 from edgepose.training.verb_train import train
 
+FAMILIES = ("qrpose_smoke", "sharpose_smoke")
 
-def smoke(**schedule: Any) -> Recipe:
-    recipe = open_recipe("qrpose_smoke")
+
+def smoke(name: str = "qrpose_smoke", **schedule: Any) -> Recipe:
+    recipe = open_recipe(name)
     return recipe.model_copy(update={"schedule": recipe.schedule.model_copy(update=schedule)})
 
 
@@ -38,25 +43,30 @@ def same(a: Path, b: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
+@pytest.fixture(scope="module", params=FAMILIES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    train_and_score(smoke(), out)
+    train_and_score(smoke(name), out)
     return out
 
 
-def test_a_run_leaves_what_it_says(whole: Path) -> None:
+def test_a_run_leaves_what_it_says(name: str, whole: Path) -> None:
     assert {CHECKPOINT, WEIGHTS, RECIPE, RESULT, "tensorboard"} == {p.name for p in whole.iterdir()}
-    load_published(build("qrpose_tiny"), whole / WEIGHTS)
-    assert open_recipe(str(whole / RECIPE)) == smoke()
+    load_published(build(smoke(name).model), whole / WEIGHTS)
+    assert open_recipe(str(whole / RECIPE)) == smoke(name)
     assert json.loads((whole / RESULT).read_text())["steps"] == 6
     assert any(whole.joinpath("tensorboard").iterdir())
 
 
-def test_the_same_recipe_gives_the_same_weights(whole: Path, tmp_path: Path) -> None:
-    train_and_score(smoke(), tmp_path / "again")
+def test_the_same_recipe_gives_the_same_weights(name: str, whole: Path, tmp_path: Path) -> None:
+    train_and_score(smoke(name), tmp_path / "again")
     assert same(whole / WEIGHTS, tmp_path / "again" / WEIGHTS)
-    other = smoke().model_copy(update={"seed": 1})
+    other = smoke(name).model_copy(update={"seed": 1})
     train_and_score(other, tmp_path / "other")
     assert not same(whole / WEIGHTS, tmp_path / "other" / WEIGHTS)
 
@@ -66,7 +76,7 @@ class Killed(BaseException):
 
 
 def test_resume_after_a_kill_gives_the_weights_of_an_uninterrupted_run(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in step 5, after the checkpoint of step 4: bit for bit the same in the end."""
     learn = Trainer.learn
@@ -80,16 +90,16 @@ def test_resume_after_a_kill_gives_the_weights_of_an_uninterrupted_run(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "learn", dies)
         with pytest.raises(Killed):
-            train_and_score(smoke(), out)
+            train_and_score(smoke(name), out)
     _, progress = load_checkpoint(out / CHECKPOINT)
     assert progress.step == 4
-    train_and_score(smoke(), out, resume=True)
+    train_and_score(smoke(name), out, resume=True)
     assert same(whole / WEIGHTS, out / WEIGHTS)
     assert same(whole / CHECKPOINT, out / CHECKPOINT)
 
 
 def test_ctrl_c_saves_a_checkpoint_and_resume_goes_on(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The signal comes in step 3 (from 1); that step is finished, saved, and the exit code is 130."""
     learn = Trainer.learn
@@ -103,10 +113,10 @@ def test_ctrl_c_saves_a_checkpoint_and_resume_goes_on(
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "learn", interrupted)
-        assert guarded(lambda: train_and_score(smoke(), out)) == 130
+        assert guarded(lambda: train_and_score(smoke(name), out)) == 130
     assert signal.getsignal(signal.SIGINT) is before
     assert load_checkpoint(out / CHECKPOINT)[1].step == 3
-    train_and_score(smoke(), out, resume=True)
+    train_and_score(smoke(name), out, resume=True)
     assert same(whole / WEIGHTS, out / WEIGHTS)
 
 
@@ -132,13 +142,42 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert {p.name for p in out.iterdir()} == {CHECKPOINT, WEIGHTS, RECIPE, "tensorboard"}
 
 
-def test_another_run_is_not_overwritten_and_not_resumed_with_another_recipe(whole: Path) -> None:
+class NotANumber(Trainer):
+    """A run whose step 5 loses its numbers in one of the pictures' pixels."""
+
+    def learn(self, batch: Any) -> dict[str, float]:
+        if self.step == 4:
+            images = batch.images.float()
+            images[1, 0, 0, 0] = torch.nan
+            batch = batch._replace(images=images)
+        return super().learn(batch)
+
+
+def test_a_loss_that_is_no_number_stops_with_the_pictures_ids_and_the_checkpoint_before(
+    name: str, whole: Path, tmp_path: Path
+) -> None:
+    recipe, out = smoke(name), tmp_path / "run"
+    course = course_of(recipe)
+    ids = list(course.batches(0))[4].ids
+    assert len(ids) == recipe.schedule.batch
+    dataset = open_dataset(recipe.data.train)
+    assert set(ids) <= {dataset[index].image_id for index in range(len(dataset))}
+    with pytest.raises(EdgeposeError, match="the loss of step 5 is no finite number") as caught:
+        NotANumber(recipe, out).run()
+    assert f"for pictures {', '.join(map(str, ids))} of synthetic:" in str(caught.value)
+    assert load_checkpoint(out / CHECKPOINT)[1].step == 4
+    assert all(tensor.isfinite().all() for tensor in read_weights(out / CHECKPOINT).values())
+    train_and_score(recipe, out, resume=True)
+    assert same(whole / WEIGHTS, out / WEIGHTS)
+
+
+def test_another_run_is_not_overwritten_and_not_resumed_with_another_recipe(name: str, whole: Path) -> None:
     with pytest.raises(EdgeposeError, match="holds a training run already; add --resume"):
-        train_and_score(smoke(), whole)
+        train_and_score(smoke(name), whole)
     with pytest.raises(
         EdgeposeError, match=r"another recipe \(schedule\.learning_rate was 0\.002, is 0\.1\)"
     ):
-        train_and_score(smoke(learning_rate=0.1), whole, resume=True)
+        train_and_score(smoke(name, learning_rate=0.1), whole, resume=True)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a checkpoint", "truncated", "weights"])
@@ -189,6 +228,31 @@ def test_the_rate_rises_and_falls() -> None:
     assert rates[100:] == sorted(rates[100:], reverse=True)
 
 
+def test_the_rate_falls_to_tenths_where_the_recipe_says() -> None:
+    schedule = smoke(steps=1000, learning_rate=1.0, rise=0.1, drops=(0.5, 0.75)).schedule
+    rates = [rate_at(step, schedule) for step in (100, 499, 500, 749, 750, 999)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("cuda", "avx512_bf16", "amx", "expected"),
+    [
+        (False, False, False, "32-true"),
+        (True, False, False, "bf16-mixed"),
+        (False, True, False, "bf16-mixed"),
+        (False, False, True, "bf16-mixed"),
+    ],
+)
+def test_bf16_is_taken_where_it_is_fast(
+    cuda: bool, avx512_bf16: bool, amx: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert precision_of(smoke()) == expected
+    assert precision_of(smoke().model_copy(update={"precision": "16-mixed"})) == "16-mixed"
+
+
 def test_the_verb_prints_figures(tmp_path: Path) -> None:
     run = CliRunner().invoke(train, ["qrpose_smoke", "--out", str(tmp_path / "run"), "--json"])
     assert run.exit_code == 0, run.output
@@ -201,10 +265,11 @@ COMMAND = "from edgepose.training.verb_train import train; train()"
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_stop_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_processes_train_and_stop_together(family: str, tmp_path: Path) -> None:
     """A real Ctrl-C to the first process: both end, a checkpoint is there, resume reaches the end."""
     recipe = tmp_path / "two.yaml"
-    text = open_recipe("qrpose_smoke").to_yaml().replace("processes: 1", "processes: 2")
+    text = open_recipe(family).to_yaml().replace("processes: 1", "processes: 2")
     recipe.write_text(text.replace("steps: 6", "steps: 60"))
     script = tmp_path / "train.py"
     script.write_text(

@@ -15,14 +15,14 @@ import numpy.typing as npt
 
 from edgepose.calibration.dataset import Dataset, fingerprint_of
 from edgepose.calibration.images import encode_png, read_image
-from edgepose.calibration.sample import Person
+from edgepose.calibration.sample import Person, Sample
 from edgepose.runtime.drafts import draft_folder, read_json, sha256, write_json
 from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.progress import track
 
 MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2
 FEWEST = 16  # below this an activation range is an accident of the pictures, however well they are chosen
 WHAT = "an edgepose calibration set"
 
@@ -52,6 +52,7 @@ class Entry:
     sha256: str  # of the file's bytes
     pixels: str  # sha256 of the decoded pixels, as in Dataset.fingerprint
     index: int  # in the source
+    image_id: int  # there
     why: str  # the stratum it was chosen for
     strata: tuple[str, ...]  # all strata it shows
     people: int
@@ -121,6 +122,11 @@ class CalibrationSet:
         """(H, W, 3) BGR pictures as a camera would give them, before preprocessing."""
         for entry in self.manifest.images:
             yield read_image(self.folder / entry.file, upright=False)
+
+    def samples(self) -> Iterator[Sample]:
+        """The same with their names, without labels: what calibrates has to be found in them."""
+        for entry, image in zip(self.manifest.images, self.images(), strict=True):
+            yield Sample(entry.image_id, image, (), entry.file)
 
 
 # What a picture shows.
@@ -312,6 +318,7 @@ def _write(data: Dataset, index: int, why: str, folder: Path) -> Entry:
         sha256=sha256(file),
         pixels=fingerprint_of(sample.image),
         index=index,
+        image_id=sample.image_id,
         why=why,
         strata=strata_of(sample.people, (width, height)),
         people=len(people),

@@ -160,7 +160,7 @@ class CocoDataset:
         path = self._folder / entry.file_name
         image = read_image(path, upright=False)
         _require_size(path, image, entry)
-        return Sample(entry.image_id, image, entry.people)
+        return Sample(entry.image_id, image, entry.people, entry.file_name)
 
     def __len__(self) -> int:
         return len(self._coco.images)

@@ -58,6 +58,15 @@ def latency(call: Callable[[], object], rounds: int, warmup: int = 3) -> Latency
 
 
 @dataclass(frozen=True, slots=True)
+class Looks:
+    """What a two-stage network chose to look at a second time."""
+
+    people: int
+    refined: float  # share of them who were looked at again
+    overlap: float | None = None  # mean share of the cells to be seen sharp that are the baseline's, too
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One artefact. The first row of a ledger is the baseline: it has no drift and no AP difference."""
 
@@ -68,6 +77,7 @@ class Row:
     latency: Latency | None = None  # of one picture
     size_bytes: int | None = None
     quality: Quality | None = None  # of the scores; ledgers from before it was measured have none
+    looks: Looks | None = None  # of networks that look twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,8 @@ class Gates:
     max_median_drift_px: float = 1.0
     min_ap: float | None = None  # of the baseline itself
     max_more_duplicates: float = 0.01  # than the baseline has, as a share of the people
+    min_region_overlap: float = 0.9  # of the cells seen sharp with the baseline's
+    max_refined_shift: float = 0.05  # of the share of people looked at again, to either side
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +126,8 @@ class Ledger:
                 f"{row.stage}: loses {100 * self.ap_loss(row):.2f} points of AP, "
                 f"{100 * gates.max_ap_loss:.2f} are allowed"
             )
-        return failed + _drift_failures(row, gates) + _duplicate_failures(row, self.baseline, gates)
+        failed += _drift_failures(row, gates) + _duplicate_failures(row, self.baseline, gates)
+        return failed + _look_failures(row, self.baseline, gates)
 
     def verdict(self) -> list[str]:
         """All failed gates in words; empty when the ledger passes."""
@@ -180,6 +193,24 @@ def _duplicate_failures(row: Row, baseline: Row, gates: Gates) -> list[str]:
     ]
 
 
+def _look_failures(row: Row, baseline: Row, gates: Gates) -> list[str]:
+    if row.looks is None or baseline.looks is None:
+        return []
+    failed, overlap = [], row.looks.overlap
+    if overlap is not None and not overlap >= gates.min_region_overlap:
+        failed.append(
+            f"{row.stage}: shares {overlap:.3f} of the regions seen sharp with the baseline, "
+            f"{gates.min_region_overlap:.3f} are asked for"
+        )
+    now, before = row.looks.refined, baseline.looks.refined
+    if not abs(now - before) <= gates.max_refined_shift:
+        failed.append(
+            f"{row.stage}: looks again at {now:.1%} of the people, the baseline at {before:.1%}; "
+            f"{gates.max_refined_shift:.1%} apart are allowed"
+        )
+    return failed
+
+
 def _row_to_dict(row: Row) -> dict[str, Any]:
     return {
         "stage": row.stage,
@@ -189,6 +220,7 @@ def _row_to_dict(row: Row) -> dict[str, Any]:
         "latency": row.latency and asdict(row.latency),
         "size_bytes": row.size_bytes,
         "quality": row.quality and row.quality.to_dict(),
+        "looks": row.looks and asdict(row.looks),
     }
 
 
@@ -204,6 +236,7 @@ def _row_from_dict(values: Mapping[str, Any]) -> Row:
         latency=maybe(Latency, "latency"),
         size_bytes=values["size_bytes"],
         quality=Quality.from_dict(values["quality"]) if values.get("quality") else None,
+        looks=Looks(**values["looks"]) if values.get("looks") else None,
     )
 
 
@@ -304,6 +337,25 @@ def _worth(quality: Quality) -> Iterator[str]:
         yield "" if value is None else f"{value:.3f}"
     yield _points(quality.ap_gap)
     yield from (str(quality.duplicates), str(quality.poses))
+
+
+def looks_table(ledger: Ledger) -> Table:
+    """What each artefact of a two-stage network looked at again, one line each."""
+    caption = (
+        "Again: share of the people who were looked at a second time. Regions: mean share of the cells seen "
+        "sharp that are the baseline's, too."
+    )
+    result = _sheet("artefact", "people", "again %", "Δ again", "regions %", caption=caption)
+    for row in ledger.rows:
+        if row.looks is not None:
+            result.add_row(escape(row.stage), *_looked(row.looks, ledger.baseline.looks))
+    return result
+
+
+def _looked(looks: Looks, baseline: Looks | None) -> Iterator[str]:
+    yield from (str(looks.people), _points(looks.refined))
+    yield "" if looks is baseline or baseline is None else _signed(looks.refined - baseline.refined, 1)
+    yield _points(looks.overlap)
 
 
 def joints_table(ledger: Ledger, joints: Sequence[str]) -> Table:

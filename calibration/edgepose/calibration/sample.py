@@ -32,3 +32,4 @@ class Sample:
     image_id: int
     image: U8
     people: tuple[Person, ...]
+    file_name: str = ""  # as its source names it, where it has files

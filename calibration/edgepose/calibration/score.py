@@ -343,28 +343,29 @@ def keypoint_drift(
     other: Sequence[Poses],
     skeleton: Skeleton,
     threshold: float = 0.25,
-    scales: Sequence[float] | None = None,
+    scales: Sequence[float | F64] | None = None,
 ) -> Drift:
     """Compare two runs over the same pictures, among poses with a score of at least `threshold`.
 
-    Pixels are those of the source frame; with `scales`, network pixels per source pixel of each picture, they
-    are pixels of the network input.
+    Pixels are those of the source frame; with `scales`, network pixels per source pixel of each picture, or
+    of each of its reference poses (P,), they are pixels of the network input.
     """
     distances, lost, extra, matched = [np.zeros(0)], 0, 0, 0
-    for index, (before, after) in enumerate(zip(reference, other, strict=True)):
-        before, after = before.above(threshold), after.above(threshold)
+    for index, (every, other_poses) in enumerate(zip(reference, other, strict=True)):
+        before, after = every.above(threshold), other_poses.above(threshold)
+        scale = np.broadcast_to(scales[index] if scales else 1.0, len(every))[every.scores >= threshold]
         pairs = _pair(before, after, skeleton.sigma_array())
-        moved = before.keypoints[[i for i, _ in pairs]] - after.keypoints[[j for _, j in pairs]]  # (M, K, 2)
-        distances.append(
-            np.linalg.norm(moved.astype(np.float64), axis=-1).ravel() * (scales[index] if scales else 1)
-        )
+        firsts = [i for i, _ in pairs]
+        moved = before.keypoints[firsts] - after.keypoints[[j for _, j in pairs]]  # (M, K, 2)
+        far = np.linalg.norm(moved.astype(np.float64), axis=-1) * scale[firsts, None]
+        distances.append(far.ravel())
         matched, lost, extra = (
             matched + len(pairs),
             lost + len(before) - len(pairs),
             extra + len(after) - len(pairs),
         )
-    every = np.concatenate(distances)
-    p50, p95 = np.quantile(every, [0.5, 0.95]).tolist() if len(every) else (None, None)
+    lengths = np.concatenate(distances)
+    p50, p95 = np.quantile(lengths, [0.5, 0.95]).tolist() if len(lengths) else (None, None)
     return Drift(p50, p95, matched, lost, extra)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from edgepose.runtime.spec import Spec
 
 FORMAT, VERSION = "edgepose-compression", 1
 INDEX, MANIFEST, FRAMES, TORCH = "compression.json", "calibration.json", "frames.npz", "torch"
+# What the record of a calibration on crops says beside: how many there were, and who found the people.
+CROPS = ("crops", "boxes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Compressed:
     provenance: dict[str, Any]  # of the FP32 bundle it was made from
     settings: dict[str, Any]
     plan: dict[str, dict[str, str]]  # graph -> node -> why it stayed float
-    calibration: dict[str, Any]  # sha256 of the manifest, how many pictures
+    calibration: dict[str, Any]  # sha256 of the manifest, how many pictures, CROPS
     versions: dict[str, str]
 
     def fp32(self, graph: str) -> ModelProto:
@@ -52,7 +54,12 @@ class Compressed:
             return np.asarray(arrays["frames"], np.uint8)
 
     def torch(self) -> Path:
-        """Folder of the quantized PyTorch model."""
+        """Folder of the quantized PyTorch model. Raises EdgeposeError for a network that has none."""
+        if not (self.folder / TORCH).is_dir():
+            raise EdgeposeError(
+                f"{self.folder}: a network of {len(self.spec.graphs)} graphs is quantized as ONNX alone; "
+                "leave out --compressed"
+            )
         return self.folder / TORCH
 
 
@@ -65,7 +72,10 @@ class Source:
     graphs: Mapping[str, Path]  # FP32 files by graph
     manifest: Mapping[str, Any]
     manifest_sha256: str
-    frames: Sequence[U8]  # (height, width, 3) BGR
+    frames: Sequence[U8]  # (height, width, 3) BGR of the network's size: a few of those it was calibrated on
+    crops: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # CROPS, of a network that sees one person at a time
 
 
 def write(
@@ -85,7 +95,11 @@ def write(
         "provenance": dict(source.provenance),
         "settings": next(iter(quantized.values())).settings,
         "plan": {name: result.plan for name, result in quantized.items()},
-        "calibration": {"sha256": source.manifest_sha256, "images": len(source.manifest["images"])},
+        "calibration": {
+            "sha256": source.manifest_sha256,
+            "images": len(source.manifest["images"]),
+            **source.crops,
+        },
         "versions": dict(versions),
         "files": {path.relative_to(draft).as_posix(): sha256(path) for path in files},
     }

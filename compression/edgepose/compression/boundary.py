@@ -6,21 +6,19 @@ Without it ONNX Runtime runs such a convolution in float: qrpose_tiny is 1.5 tim
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from onnx import ModelProto, helper
 
+from edgepose.compression.execution import Feeds
 from edgepose.compression.graph import DEQUANTIZE, QUANTIZE, Graph, attribute, copy, set_constant
 from edgepose.runtime.errors import require
-from edgepose.runtime.poses import F32
 
 _LAYOUT = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"})
 
 
-def quantize_boundaries(
-    model: ModelProto, floats: Collection[str], feeds: Sequence[Mapping[str, F32]]
-) -> ModelProto:
+def quantize_boundaries(model: ModelProto, floats: Collection[str], feeds: Sequence[Feeds]) -> ModelProto:
     """The quantized model with a pair behind each INT8 convolution that only `floats` (names) read.
 
     Scales are the mean over `feeds` of the largest magnitude, as NNCF takes them by default.
@@ -66,9 +64,7 @@ def _float_alone_reads(graph: Graph, tensor: str, floats: Collection[str]) -> bo
     )
 
 
-def _magnitudes(
-    model: ModelProto, tensors: Sequence[str], feeds: Sequence[Mapping[str, F32]]
-) -> dict[str, float]:
+def _magnitudes(model: ModelProto, tensors: Sequence[str], feeds: Sequence[Feeds]) -> dict[str, float]:
     """Mean over the feeds of each tensor's largest magnitude."""
     if not tensors:
         return {}

@@ -76,6 +76,12 @@ def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     return default
 
 
+def along_axis(scale: Array, node: NodeProto, dims: int) -> Array:
+    """The scale of a Q or DQ node, shaped to multiply the tensor of `dims` dimensions that it is about."""
+    axis = attribute(node, "axis", 1) % dims if dims else 0
+    return scale.reshape([-1 if i == axis else 1 for i in range(dims)] if scale.size > 1 else [])
+
+
 def opset(model: ModelProto) -> int:
     """The version of ONNX's own operators that the model asks for; 0 when it names none."""
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from onnx import ModelProto
 
 from edgepose.compression.boundary import quantize_boundaries
+from edgepose.compression.execution import Feeds
 from edgepose.compression.graph import Graph, copy
 from edgepose.compression.plan import float_plan, quantized_despite_plan
-from edgepose.compression.scopes import FLOAT_SCOPES
+from edgepose.compression.scopes import FLOAT_SCOPES, TRANSFORMERS
 from edgepose.compression.trt_target import load_nncf, trt_target
 from edgepose.runtime.errors import EdgeposeError
-from edgepose.runtime.poses import F32
 
 # What is done, in the words of the library; written beside every quantized model.
 SETTINGS: dict[str, str | bool] = {
@@ -26,6 +26,7 @@ SETTINGS: dict[str, str | bool] = {
     "smooth_quant": False,
     "boundaries": "results of ungrouped INT8 convolutions that only float layers read are INT8",
 }
+TRANSFORMER_SETTINGS: dict[str, str | bool] = {"model_type": "transformer", "smooth_quant": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,12 @@ class Quantized:
     settings: dict[str, str | bool | int]
 
 
-def quantize(model: ModelProto, images: Iterable[F32], family: str) -> Quantized:
-    """INT8 with scales calibrated on `images`, each (1, 3, H, W) as the network wants it.
+def quantize(model: ModelProto, calibration: Iterable[Feeds], family: str) -> Quantized:
+    """INT8 with scales from the `calibration` feeds, each of one picture (batch 1) as the network wants it.
 
-    Raises EdgeposeError without images, for a family without scopes, for a model that is quantized already.
+    Raises EdgeposeError without feeds, for a family without scopes, for a model that is quantized already.
     """
-    feeds = [{model.graph.input[0].name: image} for image in images]
+    feeds = list(calibration)
     _require_quantizable(model, len(feeds), family)
     nncf = load_nncf()
     plan = float_plan(model, family)
@@ -52,11 +53,13 @@ def quantize(model: ModelProto, images: Iterable[F32], family: str) -> Quantized
             nncf.Dataset(feeds),
             preset=nncf.QuantizationPreset.PERFORMANCE,
             subset_size=len(feeds),
+            model_type=nncf.ModelType.TRANSFORMER if family in TRANSFORMERS else None,
             ignored_scope=nncf.IgnoredScope(names=list(plan)) if plan else None,
         )
     broken = quantized_despite_plan(result, plan)
     assert not broken, f"NNCF quantized what the plan keeps float: {broken}"
-    return Quantized(quantize_boundaries(result, plan, feeds), plan, {**SETTINGS, "images": len(feeds)})
+    settings = {**SETTINGS, **(TRANSFORMER_SETTINGS if family in TRANSFORMERS else {}), "images": len(feeds)}
+    return Quantized(quantize_boundaries(result, plan, feeds), plan, settings)
 
 
 def _require_quantizable(model: ModelProto, images: int, family: str) -> None:

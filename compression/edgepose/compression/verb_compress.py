@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,22 @@ from typing import Any
 import click
 import numpy as np
 
+from edgepose.calibration.boxes import open_detector, read_detections
 from edgepose.calibration.calibration_set import CalibrationSet, load_calibration_set
-from edgepose.compression.artefact import TORCH, Source, write
-from edgepose.compression.graph import DEQUANTIZE, WEIGHTED, Graph, load_onnx
+from edgepose.compression.artefact import CROPS, TORCH, Source, write
+from edgepose.compression.execution import INPUT, feeds_of, outputs_of
+from edgepose.compression.graph import DEQUANTIZE, WEIGHTED, Array, Graph, load_onnx
+from edgepose.compression.limit import matched_limit
 from edgepose.compression.quantize import Quantized, quantize
+from edgepose.compression.shown import people_shown, pictures_shown, require_finder
 from edgepose.compression.source_model import load_bundled_model
 from edgepose.compression.torch_quantize import quantize_torch, save_quantized_torch
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.drafts import draft_folder
-from edgepose.runtime.poses import F32
-from edgepose.runtime.preprocess import letterbox, pad_colour, prepare
+from edgepose.runtime.preprocess import U8, normalise
 from edgepose.runtime.progress import track
+from edgepose.runtime.spec import Spec
+from edgepose.runtime.topdown.twostage import QUALITY
 
 KEPT_FRAMES = 4  # calibration pictures that travel on as golden inputs
 
@@ -38,37 +44,96 @@ KEPT_FRAMES = 4  # calibration pictures that travel on as golden inputs
     type=click.Path(path_type=Path),
     help="Weights the bundle was exported from, if not the shipped ones.",
 )
+@click.option(
+    "--detector",
+    type=click.Path(path_type=Path),
+    help="For networks of one person at a time: the bundle of a single-stage one that finds the people.",
+)
+@click.option(
+    "--boxes",
+    type=click.Path(path_type=Path),
+    help="Or a file of COCO-format detections in the calibration pictures.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def compress(bundle: Path, calibration: Path, out: Path, weights: Path | None, as_json: bool) -> None:
+def compress(
+    bundle: Path,
+    calibration: Path,
+    out: Path,
+    weights: Path | None,
+    detector: Path | None,
+    boxes: Path | None,
+    as_json: bool,
+) -> None:
     """Quantize the graphs of the FP32 BUNDLE to INT8 for TensorRT and ONNX Runtime.
 
-    Scales come from every picture of the calibration set. What would cost accuracy or speed in INT8 stays
-    float, each node with its reason. Next: edgepose export MODEL --compressed OUT --out BUNDLE.
+    Scales come from every picture of the calibration set, or from every person that a detector finds in it.
+    What would cost accuracy or speed in INT8 stays float, each node with its reason. Next: edgepose export
+    MODEL --compressed OUT --out BUNDLE.
     """
+    if detector is not None and boxes is not None:
+        raise click.UsageError("give --detector or --boxes, not both")
     opened, pictures = Bundle.open(bundle), load_calibration_set(calibration)
-    source = _source(opened, pictures)
+    require_finder(opened.spec, detector is not None or boxes is not None)
     model = load_bundled_model(opened, weights)
-    images = [prepare(f, opened.spec)[0] for f in track(pictures.images(), "Reading pictures", len(pictures))]
+    frames, crops = _frames(opened, pictures, detector, boxes)
+    source = _source(opened, pictures, frames[:KEPT_FRAMES], crops)
+    known: list[dict[str, Array]] = [{INPUT: normalise(frame, opened.spec)} for frame in frames]
     with draft_folder(out) as draft:
-        quantized = _quantize(source, images)
-        save_quantized_torch(draft / TORCH, quantize_torch(model, images, opened.spec.family))
+        if len(source.graphs) == 1:  # NNCF's torch backend follows one module
+            images = [one[INPUT] for one in known]
+            save_quantized_torch(draft / TORCH, quantize_torch(model, images, opened.spec.family))
+        quantized = _quantize(source, known)
+        source = replace(source, spec=_with_limit(source, known))
         write(
             draft, source, quantized, {name: version(name) for name in ("edgepose", "nncf", "onnx", "torch")}
         )
     _report(out, quantized, as_json)
 
 
-def _source(opened: Bundle, pictures: CalibrationSet) -> Source:
+def _frames(
+    opened: Bundle, pictures: CalibrationSet, detector: Path | None, boxes: Path | None
+) -> tuple[list[U8], dict[str, Any]]:
+    """What the network is shown (height, width, 3) BGR, and of crops what is to be remembered."""
     spec = opened.spec
-    shown = zip(pictures.images(), range(KEPT_FRAMES), strict=False)
-    frames = [letterbox(frame, spec.width, spec.height, pad_colour(spec))[0] for frame, _ in shown]
-    graphs = {name: opened.graph(name, "fp32") for name in spec.graphs}
-    return Source(spec, opened.provenance, graphs, pictures.manifest.to_dict(), pictures.sha256, frames)
+    source = detector or boxes
+    if source is None:
+        return pictures_shown(pictures, spec), {}
+    if source == boxes:
+        crops = people_shown(pictures, spec, read_detections(source, spec.score_threshold))
+    else:
+        with open_detector(source) as finder:
+            crops = people_shown(pictures, spec, finder)
+    return crops, dict(zip(CROPS, (len(crops), source.name), strict=True))
 
 
-def _quantize(source: Source, images: list[F32]) -> dict[str, Quantized]:
-    names = track(source.graphs, "Quantizing", len(source.graphs))
-    return {name: quantize(load_onnx(source.graphs[name]), images, source.spec.family) for name in names}
+def _source(opened: Bundle, pictures: CalibrationSet, frames: list[U8], crops: dict[str, Any]) -> Source:
+    graphs = {name: opened.graph(name, "fp32") for name in opened.spec.graphs}
+    manifest = pictures.manifest.to_dict()
+    return Source(opened.spec, opened.provenance, graphs, manifest, pictures.sha256, frames, crops)
+
+
+def _quantize(source: Source, known: list[dict[str, Array]]) -> dict[str, Quantized]:
+    """Each graph, calibrated on what is `known` of each frame; its INT8 outputs are then known, too."""
+    quantized: dict[str, Quantized] = {}
+    for name, path in track(source.graphs.items(), "Quantizing", len(source.graphs)):
+        model = load_onnx(path)
+        feeds = [feeds_of(model, one) for one in known]
+        quantized[name] = quantize(model, feeds, source.spec.family)
+        if len(quantized) < len(source.graphs):
+            for one, outputs in zip(known, outputs_of(quantized[name].model, feeds), strict=True):
+                one |= outputs
+    return quantized
+
+
+def _with_limit(source: Source, known: list[dict[str, Array]]) -> Spec:
+    """The spec with the quality below which the quantized network looks again."""
+    spec = source.spec
+    if spec.refine_below is None:
+        return spec
+    model = load_onnx(source.graphs[spec.graphs[0]])
+    before = outputs_of(model, [feeds_of(model, one) for one in known], [QUALITY])
+    qualities = (np.concatenate([one[QUALITY] for one in ones]) for ones in (before, known))
+    return replace(spec, refine_below_int8=matched_limit(spec.refine_below, *qualities))
 
 
 def _report(out: Path, quantized: dict[str, Quantized], as_json: bool) -> None:
@@ -89,16 +154,19 @@ def _report(out: Path, quantized: dict[str, Quantized], as_json: bool) -> None:
 
 def _counts(result: Quantized) -> dict[str, Any]:
     graph = Graph(result.model)
-    layers = [node for node in graph.nodes if node.op_type in WEIGHTED]
-    int8 = [n for n in layers if (maker := graph.producers.get(n.input[1])) and maker.op_type == DEQUANTIZE]
-    weights = {n.name: graph.constants[graph.producers[n.input[1]].input[0]] for n in int8}
-    small = sum(int(np.prod(tensor.dims)) for tensor in weights.values())
-    large = sum(
-        int(np.prod(graph.constants[n.input[1]].dims)) for n in layers if n.input[1] in graph.constants
-    )
+    sizes, int8 = {}, set()  # of the weights by layer; layers in INT8
+    for node in graph.nodes:
+        if node.op_type in WEIGHTED:
+            maker = graph.producers.get(node.input[1])
+            paired = maker is not None and maker.op_type == DEQUANTIZE
+            weight = graph.constants.get(maker.input[0] if maker is not None and paired else node.input[1])
+            if weight is not None:  # a product of two activations has none
+                sizes[node.name] = int(np.prod(weight.dims))
+                int8 |= {node.name} if paired else set()
+    small = sum(size for name, size in sizes.items() if name in int8)
     return {
-        "weighted": len(layers),
+        "weighted": len(sizes),
         "int8": len(int8),
-        "parameters": round(100 * small / max(1, small + large), 1),
-        "float_layers": [node.name for node in layers if node.name not in weights],
+        "parameters": round(100 * small / max(1, sum(sizes.values())), 1),
+        "float_layers": [name for name in sizes if name not in int8],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from edgepose.export.lint import errors, lint
 from edgepose.export.metadata import read_spec, write_spec
 from edgepose.runtime.bundle import Bundle, publish
 from edgepose.runtime.errors import GateFailed
+from edgepose.runtime.golden import FILE, Golden, limit
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.spec import Spec
 
@@ -41,32 +42,28 @@ class Parts:
     manifest: Any = None  # of the calibration set
 
 
-def views_of(parts: Parts) -> dict[str, ModelProto]:
-    """Every view by its name in the bundle (`pose.int8.ort`), spec included, linted.
+def views_of(parts: Parts) -> Iterator[tuple[str, ModelProto]]:
+    """Every view with its name in the bundle (`pose.int8.ort`), spec included, linted.
 
-    Raises GateFailed when TensorRT would not take one: a uint8 or asymmetric Q/DQ, say.
+    They are made one after the other, for those of a large network do not fit in memory together. Raises
+    GateFailed when TensorRT would not take one: a uint8 or asymmetric Q/DQ, say.
     """
-    made: dict[str, ModelProto] = {}
     for graph, fp32 in parts.fp32.items():
-        made[f"{graph}.fp32"] = copy(fp32)
-        if graph in parts.quantized:
-            made |= _compressed_views(graph, fp32, parts.quantized[graph], parts.spec.family)
-    for name, model in made.items():
-        write_spec(model, parts.spec)
-        _require_legal(name, model)
-    return made
+        for view, model in _views(fp32, parts.quantized.get(graph), parts.spec.family):
+            name = f"{graph}.{view}"
+            write_spec(model, parts.spec)
+            _require_legal(name, model)
+            yield name, model
 
 
-def _compressed_views(
-    graph: str, fp32: ModelProto, quantized: ModelProto, family: str
-) -> dict[str, ModelProto]:
-    tail = float_tail(fp32, family)
-    return {
-        f"{graph}.fp16": views.fp16_view(fp32, tail),
-        f"{graph}.int8.ort": views.cpu_view(quantized),
-        f"{graph}.int8.trt": views.trt_view(quantized),
-        f"{graph}.int8.trt-typed": views.typed_view(quantized, tail),
-    }
+def _views(fp32: ModelProto, quantized: ModelProto | None, family: str) -> Iterator[tuple[str, ModelProto]]:
+    yield "fp32", copy(fp32)
+    if quantized is not None:
+        tail = float_tail(fp32, family)
+        yield "fp16", views.fp16_view(fp32, tail)
+        yield "int8.ort", views.cpu_view(quantized)
+        yield "int8.trt", views.trt_view(quantized)
+        yield "int8.trt-typed", views.typed_view(quantized, tail)
 
 
 def _require_legal(name: str, model: ModelProto) -> None:
@@ -83,13 +80,10 @@ def _require_legal(name: str, model: ModelProto) -> None:
 
 def assemble(parts: Parts, out: Path) -> Bundle:
     """Make, check and publish the bundle at `out` (a folder, or a zip when it ends in .edgepose)."""
-    made = views_of(parts)
-    recorded = golden.record(made, parts.frames, parts.spec)
     with tempfile.TemporaryDirectory(prefix="edgepose-") as temporary:
         folder = Path(temporary)
-        for name, model in made.items():
-            onnx.save(model, folder / f"{name}.onnx")
-        (folder / golden.FILE).write_bytes(golden.to_bytes(recorded))
+        recorded = golden.record(_written(parts, folder), parts.frames, parts.spec)
+        (folder / FILE).write_bytes(golden.to_bytes(recorded))
         if parts.manifest is not None:
             (folder / "calibration.json").write_text(
                 json.dumps(parts.manifest, indent=1) + "\n", encoding="utf-8"
@@ -100,14 +94,19 @@ def assemble(parts: Parts, out: Path) -> Bundle:
         return publish(folder, out, parts.spec, parts.provenance)
 
 
-def _check_files(folder: Path, recorded: golden.Golden, spec: Spec) -> None:
+def _written(parts: Parts, folder: Path) -> Iterator[tuple[str, ModelProto]]:
+    for name, model in views_of(parts):
+        onnx.save(model, folder / f"{name}.onnx")
+        yield name, model
+
+
+def _check_files(folder: Path, recorded: Golden, spec: Spec) -> None:
     """What was written is what was made: it loads, carries the spec, and answers as recorded."""
     for path in folder.glob("*.onnx"):
         model, view = load_onnx(path), path.name.removesuffix(".onnx")
         assert read_spec(model, path.name) == spec
-        apart = golden.deviation(recorded, view, model, spec)
-        limit = golden.TOLERANCES[view.partition(".")[2]]
-        if not apart.within(limit):
+        apart, allowed = golden.deviation(recorded, view, model, spec), limit(view, spec)
+        if not apart.within(allowed):
             raise GateFailed(
-                f"{view}: does not repeat its own answers ({apart}, allowed {limit}); nothing was written"
+                f"{view}: does not repeat its own answers ({apart}, allowed {allowed}); nothing was written"
             )

@@ -20,7 +20,13 @@ FAMILIES = {
         "A single-stage network: each pixel of a stride-4 map regresses a whole pose and predicts its own "
         "quality. An independent implementation of the ideas of “Learning Quality-aware Representation for "
         "Multi-person Pose Regression” (AAAI 2022); it does not reproduce the paper's results."
-    )
+    ),
+    "sharpose": (
+        "A top-down network: a transformer sees one person's crop at half resolution, judges its own pose, "
+        "and where it doubts looks again, sharply, at the parts that its attention found to matter. An "
+        "independent implementation of “SHaRPose: Sparse High-Resolution Representation for Human Pose "
+        "Estimation” (AAAI 2024)."
+    ),
 }
 
 
@@ -38,18 +44,47 @@ def card(spec: Spec, provenance: Mapping[str, Any], files: Mapping[str, int]) ->
 
 
 def _interface(spec: Spec) -> str:
+    return "## Input and outputs\n\n" + INTERFACES[spec.resize](spec)
+
+
+def _image(spec: Spec, shown: str) -> str:
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (spec.mean, spec.std))
-    joints = len(spec.joints())
     return (
-        "## Input and outputs\n\n"
-        f"`images` (batch, 3, {spec.height}, {spec.width}) float32, {spec.colour}: the picture letterboxed "
-        "(aspect kept, top left, padded right and below with the mean colour), scaled to 0..1, minus mean "
-        f"({mean}), divided by standard deviation ({std}).\n\n"
+        f"`images` (batch, 3, {spec.height}, {spec.width}) float32, {spec.colour}: {shown}, scaled to 0..1, "
+        f"minus mean ({mean}), divided by standard deviation ({std})."
+    )
+
+
+def _poses(spec: Spec) -> str:
+    joints = len(spec.joints())
+    shown = "the picture letterboxed (aspect kept, top left, padded right and below with the mean colour)"
+    return (
+        f"{_image(spec, shown)}\n\n"
         "`scores` (batch, N): expected OKS of each person, 0 for an empty slot · `boxes` (batch, N, 4): x0, "
         f"y0, x1, y1 of the joints · `keypoints` (batch, N, {joints}, 2) · `keypoint_scores` (batch, N, "
         f"{joints}). Coordinates are pixels of the input; joints are those of {spec.skeleton}. "
         f"A stream shows people from a score of {spec.score_threshold:g} on."
     )
+
+
+def _looks(spec: Spec) -> str:
+    maps = f"(batch, {len(spec.joints())}, {spec.height // 4}, {spec.width // 4})"
+    shown = "one person's crop (their box, grown to the aspect and by a quarter; black beyond the frame)"
+    limits = f"{spec.limit('fp32'):g}"
+    if spec.refine_below_int8 is not None:
+        limits += f", in INT8 below {spec.refine_below_int8:g},"
+    return (
+        f"{_image(spec, shown)}\n\n"
+        f"The graph `coarse` gives `coarse_heatmaps` {maps} · `quality` (batch): the expected OKS of their "
+        "pose · `region_order` (batch, cells) int32: cells of 32 x 32 pixels, best first · `reuse_features` "
+        f"and `coarse_embedding` (batch, cells, channels). People of a quality below {limits} are looked at "
+        "again: the graph `fine` takes their `images` and the last three outputs, sees the first "
+        f"{spec.sharp_cells} cells of `region_order` sharp, and gives `heatmaps` {maps}. Joints are those of "
+        f"{spec.skeleton}."
+    )
+
+
+INTERFACES = {"letterbox": _poses, "crop": _looks}
 
 
 def _file_line(name: str, size: int) -> str:

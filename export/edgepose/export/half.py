@@ -13,7 +13,7 @@ from edgepose.compression.graph import (
     QUANTIZE,
     Array,
     Graph,
-    attribute,
+    along_axis,
     count_ops,
     drop_dead,
     opset,
@@ -137,9 +137,7 @@ class _Retyping:
                 f"{name}: an activation's scale of {scale.min():g} does not fit half precision"
             )
         grown: Array = np.maximum(scale, _TINY)
-        axis = attribute(node, "axis", 1)
-        shape = [-1 if i == axis else 1 for i in range(integers.ndim)] if scale.size > 1 else []
-        again = np.rint(integers * (scale / grown).reshape(shape)).astype(np.int8)
+        again = np.rint(integers * along_axis(scale / grown, node, integers.ndim)).astype(np.int8)
         for tensor in self._model.graph.initializer:
             if tensor.name == node.input[0]:
                 tensor.CopyFrom(numpy_helper.from_array(again, tensor.name))

@@ -156,7 +156,7 @@ def _weight_axis(subject: Subject) -> Found:
             continue
         rank, width = _weight_shape(subject, dequantize, node)
         axis = attribute(dequantize, "axis", 1) % rank
-        expected = _output_axis(node, rank)
+        expected = output_axis(node, rank)
         if axis != expected or scale.size != width:
             found = f"{scale.size} weight scales on axis {axis}"
             yield node.name, f"{found}, must be {width} on axis {expected} (output channels)"
@@ -167,10 +167,11 @@ def _weight_shape(subject: Subject, dequantize: NodeProto, node: NodeProto) -> t
     if source not in subject.graph.constants:
         source = subject.graph.producers[source].input[0]
     dims = subject.graph.constants[source].dims
-    return len(dims), dims[_output_axis(node, len(dims))]
+    return len(dims), dims[output_axis(node, len(dims))]
 
 
-def _output_axis(node: NodeProto, rank: int) -> int:
+def output_axis(node: NodeProto, rank: int) -> int:
+    """Of a Conv's, Gemm's or MatMul's weight with `rank` dimensions."""
     if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute(node, "transB", 0)):
         return 0
     return rank - 1

@@ -7,18 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import ModelProto
 
+from edgepose.compression.execution import Feeds, Outputs, outputs_of
 from edgepose.compression.graph import copy
-from edgepose.export.execution import Outputs, outputs_of
 from edgepose.runtime.errors import EdgeposeError, require
-from edgepose.runtime.poses import F32
 
 RELATIVE, ABSOLUTE = 1e-4, 1e-4  # of outputs in pixels and probabilities
 
 
-def simplify(model: ModelProto, images: Sequence[F32]) -> tuple[ModelProto, str]:
+def simplify(model: ModelProto, feeds: Sequence[Feeds]) -> tuple[ModelProto, str]:
     """The simplified model and what happened in a few words; the given model when simplifying broke it.
 
-    `images` (1, 3, H, W) are what the two are compared on.
+    The two are compared on `feeds`.
     """
     onnxsim = require("onnxsim")
     try:
@@ -26,7 +25,7 @@ def simplify(model: ModelProto, images: Sequence[F32]) -> tuple[ModelProto, str]
         simplified, checked = onnxsim.simplify(copy(model), perform_optimization=False)
         if not checked:
             return model, "kept as traced: onnxsim could not check its own result"
-        same = _same(outputs_of(model, images), outputs_of(simplified, images))
+        same = _same(outputs_of(model, feeds), outputs_of(simplified, feeds))
     except (EdgeposeError, RuntimeError, ValueError) as error:
         return model, f"kept as traced: onnxsim failed ({str(error).splitlines()[0]})"
     if not same:

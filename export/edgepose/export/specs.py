@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+from torch import nn
+
+from edgepose.export.contract import Contract
+from edgepose.export.single_stage import SINGLE_STAGE
+from edgepose.export.two_stage import TWO_STAGE
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.spec import Spec
-from edgepose.training.models import check_name
+from edgepose.training.models import BUILDERS, family_of
 
-FAMILIES = {"qrpose": ("qrpose_tiny", "qrpose_edge", "qrpose_hrnet32", "qrpose_hrnet48", "qrpose_dla34")}
-
-
-def family_of(name: str) -> str:
-    """The family of a model by name.
-
-    Raises EdgeposeError naming the nearest known model, or those that can be exported if it is none of them.
-    """
-    check_name(name)
-    for family, models in FAMILIES.items():
-        if name in models:
-            return family
-    known = ", ".join(model for models in FAMILIES.values() for model in models)
-    raise EdgeposeError(f"{name}: cannot be exported yet; choose one of {known}")
+CONTRACTS: dict[str, Contract] = {"qrpose": SINGLE_STAGE, "sharpose": TWO_STAGE}
 
 
-def spec_of(name: str, size: tuple[int, int]) -> Spec:
-    """The spec of a model built for inputs of `size` (width, height) pixels. Raises as `family_of`."""
-    return Spec(family=family_of(name), model=name, width=size[0], height=size[1])
+def require_exportable(name: str) -> None:
+    """Raises EdgeposeError for a model of a family that cannot be exported yet, and for an unknown one."""
+    if family_of(name) not in CONTRACTS:
+        known = ", ".join(model for model in BUILDERS if family_of(model) in CONTRACTS)
+        raise EdgeposeError(f"{name}: cannot be exported yet; choose one of {known}")
+
+
+def spec_of(name: str, model: nn.Module) -> Spec:
+    """The spec of the network `model`, built under `name`. Raises as `require_exportable`."""
+    require_exportable(name)
+    family = family_of(name)
+    contract = CONTRACTS[family]
+    width, height = cast(Any, model).config.size
+    plain = Spec(family=family, model=name, width=width, height=height, graphs=tuple(contract.ports))
+    return contract.described(plain, model)

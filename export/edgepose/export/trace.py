@@ -7,21 +7,26 @@ import io
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 from torch import Tensor, nn
 
-from edgepose.compression.graph import WEIGHTED, count_ops, drop_dead
+from edgepose.compression.execution import INPUT
+from edgepose.compression.graph import WEIGHTED, Graph, count_ops, drop_dead
+from edgepose.export.contract import Ports
+from edgepose.export.gelu import order_gelu
 from edgepose.export.opset import EXPORTED, step_down
+from edgepose.export.specs import CONTRACTS
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.spec import Spec
 
-INPUT, BATCH = "images", "batch"
-OUTPUTS = ("scores", "boxes", "keypoints", "keypoint_scores")
+BATCH = "batch"
 IR_VERSION = 8  # of opset 17
+WRAPPERS = ("model.", "network.")  # what stands before a weight's name in `_Named`, and in a graph of several
+WEIGHT, BIAS = ".weight", ".bias"
 
 # Data-dependent shapes and control flow: no static engine can be built of them (DESIGN.md section 4).
 FORBIDDEN = frozenset(
@@ -35,39 +40,56 @@ FORBIDDEN = frozenset(
         "ScatterElements",
         "ScatterND",
         "Unique",
+        "GatherND",
+        "Einsum",
     }
 )
 
 
 class _Named(nn.Module):
-    """The network with its outputs in the order of OUTPUTS."""
+    """A graph with its outputs in the order of its ports."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, ports: Ports) -> None:
         super().__init__()
         self.model = model
+        self.ports = ports
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.model(images)
-        return tuple(outputs[name] for name in OUTPUTS)
+    def forward(self, *feeds: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.model(*feeds)
+        return tuple(outputs[name] for name in self.ports.outputs)
 
 
-def trace(model: nn.Module, spec: Spec) -> ModelProto:
-    """The ONNX graph of `model` in evaluation mode, for images (batch, 3, height, width) of the spec.
+def trace(model: nn.Module, spec: Spec) -> dict[str, ModelProto]:
+    """The ONNX graphs of `model` in evaluation mode, for images (batch, 3, height, width) of the spec.
 
     Raises EdgeposeError when the exporter cannot follow the model, or no engine takes its operators.
     """
-    example = torch.zeros(2, 3, spec.height, spec.width)  # a batch of 1 would be taken for a constant
-    batch = torch.export.Dim(BATCH, min=1, max=64)
+    contract = CONTRACTS[spec.family]
+    # A batch of 1 would be taken for a constant.
+    known: dict[str, Tensor] = {INPUT: torch.zeros(2, 3, spec.height, spec.width)}
+    made: dict[str, ModelProto] = {}
+    for name, module in contract.modules(contract.prepared(model.eval())).items():
+        ports = contract.ports[name]
+        made[name] = _traced(_Named(module, ports).eval(), known, spec)
+        if len(made) < len(contract.ports):
+            with torch.no_grad():
+                known |= module(*(known[port] for port in ports.inputs))
+    return made
+
+
+def _traced(graph: _Named, known: Mapping[str, Tensor], spec: Spec) -> ModelProto:
+    example = tuple(known[name] for name in graph.ports.inputs)
+    batch = {0: torch.export.Dim(BATCH, min=1, max=64)}
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
-                _Named(model.eval()).eval(),
-                (example,),
+                graph,
+                example,
                 dynamo=True,
                 opset_version=EXPORTED,
-                input_names=[INPUT],
-                output_names=list(OUTPUTS),
-                dynamic_shapes=({0: batch},),
+                input_names=list(graph.ports.inputs),
+                output_names=list(graph.ports.outputs),
+                dynamic_shapes=((batch,) * len(example),),
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
@@ -79,7 +101,7 @@ def trace(model: nn.Module, spec: Spec) -> ModelProto:
 
 
 def _tidied(graph: ModelProto, spec: Spec) -> ModelProto:
-    if graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param != BATCH:
+    if any(value.type.tensor_type.shape.dim[0].dim_param != BATCH for value in graph.graph.input):
         raise EdgeposeError(
             f"{spec.model}: its batch size became a constant on the way to ONNX; "
             "look for `len(tensor)` and `int(tensor.shape[0])` in the model, and use `tensor.shape[0]`"
@@ -91,7 +113,9 @@ def _tidied(graph: ModelProto, spec: Spec) -> ModelProto:
             "use top-k and gathers instead"
         )
     _strip(graph)
-    _rename_constants(graph)
+    _rename_constants(graph, _names(graph))
+    _rename_constants(graph, _transposed(graph))
+    order_gelu(graph)
     _name_nodes(graph)
     step_down(graph)
     drop_dead(graph)
@@ -112,12 +136,41 @@ def _strip(graph: ModelProto) -> None:
         value.doc_string = ""
 
 
-def _rename_constants(graph: ModelProto) -> None:
-    """Call every weight as the model's own `state_dict` does."""
+def _names(graph: ModelProto) -> dict[str, str]:
+    """The model's own names of its weights, as its `state_dict` has them."""
+    own = {}
     for tensor in graph.graph.initializer:
-        tensor.name = tensor.name.removeprefix("model.")
+        name = tensor.name
+        for wrapper in WRAPPERS:
+            name = name.removeprefix(wrapper)
+        own[tensor.name] = name
+    return own
+
+
+def _transposed(graph: ModelProto) -> dict[str, str]:
+    """The names of weights of linear layers, which the exporter has transposed: their biases still tell."""
+    index = Graph(graph)
+    own = {}
+    for node in index.nodes:
+        bias = _bias(index, node) if node.op_type == "MatMul" and node.input[1] in index.constants else None
+        if bias is not None:
+            own[node.input[1]] = bias.removesuffix(BIAS) + WEIGHT
+    return own
+
+
+def _bias(index: Graph, node: NodeProto) -> str | None:
+    """The constant that is added to what `node` makes, if it is called like the bias of a layer."""
+    readers = index.consumers[node.output[0]]
+    if len(readers) != 1 or readers[0].op_type != "Add":
+        return None
+    return next((name for name in readers[0].input if name in index.constants and name.endswith(BIAS)), None)
+
+
+def _rename_constants(graph: ModelProto, names: Mapping[str, str]) -> None:
+    for tensor in graph.graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
     for node in graph.graph.node:
-        node.input[:] = [name.removeprefix("model.") for name in node.input]
+        node.input[:] = [names.get(name, name) for name in node.input]
 
 
 def _name_nodes(graph: ModelProto) -> None:
@@ -125,8 +178,8 @@ def _name_nodes(graph: ModelProto) -> None:
     weights = {tensor.name for tensor in graph.graph.initializer}
     used: Counter[str] = Counter()
     for node in graph.graph.node:
-        layer = node.op_type in WEIGHTED and node.input[1] in weights and node.input[1].endswith(".weight")
-        name = node.input[1].removesuffix(".weight") if layer else f"{node.op_type}_{node.output[0]}"
+        layer = node.op_type in WEIGHTED and node.input[1] in weights and node.input[1].endswith(WEIGHT)
+        name = node.input[1].removesuffix(WEIGHT) if layer else f"{node.op_type}_{node.output[0]}"
         used[name] += 1
         node.name = name if used[name] == 1 else f"{name}/{used[name]}"
 

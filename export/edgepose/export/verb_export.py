@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 import numpy as np
+import onnx
 import torch
 import yaml
+from onnx import ModelProto
 
+from edgepose.calibration.boxes import Labels
 from edgepose.calibration.dataset import open_dataset
-from edgepose.compression.artefact import open_compressed
-from edgepose.compression.graph import load_onnx
+from edgepose.compression.artefact import CROPS, open_compressed
+from edgepose.compression.execution import INPUT, feeds_of, outputs_of
+from edgepose.compression.graph import Array, load_onnx
+from edgepose.compression.shown import crops_of
 from edgepose.compression.source_model import load_model
 from edgepose.export.assemble import Parts, assemble
-from edgepose.export.execution import Difference, difference, largest, outputs_of
+from edgepose.export.legalise import legalise
 from edgepose.export.lint import NEWEST_OPSET, RULES, errors, lint
 from edgepose.export.simplify import simplify
-from edgepose.export.specs import family_of, spec_of
+from edgepose.export.specs import CONTRACTS, require_exportable, spec_of
 from edgepose.export.trace import trace
 from edgepose.runtime.bundle import Bundle
+from edgepose.runtime.drafts import draft_file
 from edgepose.runtime.errors import EdgeposeError, GateFailed
-from edgepose.runtime.poses import F32
+from edgepose.runtime.golden import apart
 from edgepose.runtime.preprocess import U8, normalise
 from edgepose.runtime.spec import Spec
 
-GOLDEN_FRAMES = "synthetic:count=4,seed=20260101,size={width}x{height}"
-TRACE_LIMIT = Difference(score=1e-4, keypoint_px=0.01, confidence=1e-4)  # ONNX against PyTorch, both float32
+GOLDEN_FRAMES = "synthetic:count=4,seed=20260101,size={size}"
 
 
 @click.command()
@@ -59,6 +65,11 @@ TRACE_LIMIT = Difference(score=1e-4, keypoint_px=0.01, confidence=1e-4)  # ONNX 
 @click.option(
     "--trt", type=click.Choice(list(NEWEST_OPSET)), default="10.3", show_default=True, help="For --lint."
 )
+@click.option(
+    "--mend",
+    type=click.Path(path_type=Path),
+    help="With --lint: write the file here as TensorRT takes it, or say why that cannot be done.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def export(
     model: str | None,
@@ -68,6 +79,7 @@ def export(
     compressed: Path | None,
     linted: Path | None,
     trt: str,
+    mend: Path | None,
     as_json: bool,
 ) -> None:
     """Export MODEL (such as qrpose_tiny) as a bundle, or --lint an ONNX file.
@@ -78,8 +90,13 @@ def export(
     if linted is not None:
         if model is not None or out is not None:
             raise click.UsageError("--lint checks a file that exists; leave out MODEL and --out")
-        _lint(linted, trt, as_json)
+        if mend is None:
+            _lint(linted, trt, as_json)
+        else:
+            _mend(linted, mend, trt, as_json)
         return
+    if mend is not None:
+        raise click.UsageError("--mend writes what --lint FILE reads; give both")
     if model is None or out is None:
         raise click.UsageError("give MODEL and --out, or --lint FILE")
     if compressed is not None and (weights is not None or options):
@@ -103,16 +120,22 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def _fp32_parts(name: str, weights: Path | None, options: dict[str, Any]) -> Parts:
-    family_of(name)  # refuse before anything is loaded
+    require_exportable(name)  # refuse before anything is loaded
     model, origin = load_model(name, weights, options)
-    spec = spec_of(name, cast(Any, model).config.size)
-    frames = _frames(spec)
-    images = [normalise(frame, spec) for frame in frames]
-    traced = trace(model, spec)
-    _require_same_as_torch(model, [outputs_of(traced, [image])[0] for image in images], images, spec)
-    graph, simplified = simplify(traced, images)
-    made = _provenance(origin, ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime"), simplified)
-    return Parts(spec, {"pose": graph}, {}, frames, made)
+    spec = spec_of(name, model)
+    frames = golden_frames(spec)
+    known = _torch_answers(model, frames, spec)
+    graphs, done = {}, {}
+    for graph, traced in trace(model, spec).items():
+        _require_same_as_torch(graph, traced, known, spec)
+        graphs[graph], done[graph] = simplify(traced, [feeds_of(traced, one) for one in known])
+    made = _provenance(origin, ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime"), _each(done))
+    return Parts(spec, graphs, {}, frames, made)
+
+
+def _each(said: dict[str, str]) -> str:
+    """What was said of each graph; of one alone without its name."""
+    return "; ".join(f"{name}: {what}" if len(said) > 1 else what for name, what in said.items())
 
 
 def _compressed_parts(name: str, folder: Path) -> Parts:
@@ -125,27 +148,44 @@ def _compressed_parts(name: str, folder: Path) -> Parts:
     made["versions"] = source["versions"] | found.versions | made["versions"]
     made["calibration_sha256"] = found.calibration["sha256"]
     made["calibration_images"] = found.calibration["images"]
+    made |= {f"calibration_{key}": found.calibration[key] for key in CROPS if key in found.calibration}
     made["settings"], made["float"] = found.settings, found.plan
     fp32 = {name: found.fp32(name) for name in found.spec.graphs}
     quantized = {name: found.quantized(name) for name in found.spec.graphs}
     return Parts(found.spec, fp32, quantized, found.frames(), made, found.manifest())
 
 
-def _frames(spec: Spec) -> U8:
-    pictures = open_dataset(GOLDEN_FRAMES.format(width=spec.width, height=spec.height))
-    return np.stack([pictures[index].image for index in range(len(pictures))])
+def golden_frames(spec: Spec) -> U8:
+    """A few synthetic pictures (F, height, width, 3) BGR as the network gets them."""
+    crop = spec.resize == "crop"
+    pictures = open_dataset(GOLDEN_FRAMES.format(size="256" if crop else f"{spec.width}x{spec.height}"))
+    samples = [pictures[index] for index in range(len(pictures))]
+    if not crop:
+        return np.stack([sample.image for sample in samples])
+    found = zip(samples, Labels().find(samples), strict=True)
+    return np.concatenate([crops_of(sample, boxes, spec)[:1] for sample, boxes in found])
 
 
-def _require_same_as_torch(
-    model: torch.nn.Module, answers: list[dict[str, F32]], images: list[F32], spec: Spec
-) -> None:
-    with torch.no_grad():
-        expected = [{k: v.numpy() for k, v in model(torch.from_numpy(image)).items()} for image in images]
-    pairs = zip(expected, answers, strict=True)
-    apart = largest([difference(wanted, actual, spec.score_threshold) for wanted, actual in pairs])
-    if not apart.within(TRACE_LIMIT):
+def _torch_answers(model: torch.nn.Module, frames: U8, spec: Spec) -> list[dict[str, Array]]:
+    """For each frame its input and what every graph makes of it in PyTorch, by name."""
+    answers = []
+    for frame in frames:
+        known = {INPUT: torch.from_numpy(normalise(frame, spec))}
+        contract = CONTRACTS[spec.family]
+        with torch.no_grad():
+            for graph, module in contract.modules(model).items():
+                known |= module(*(known[name] for name in contract.ports[graph].inputs))
+        answers.append({name: value.numpy() for name, value in known.items()})
+    return answers
+
+
+def _require_same_as_torch(graph: str, traced: ModelProto, known: list[dict[str, Array]], spec: Spec) -> None:
+    contract = CONTRACTS[spec.family]
+    expected = [{name: one[name] for name in contract.ports[graph].outputs} for one in known]
+    found = apart(expected, outputs_of(traced, [feeds_of(traced, one) for one in known]), spec)
+    if not found.within(contract.traced):
         raise GateFailed(
-            f"{spec.model}: the ONNX graph is not the PyTorch model ({apart}); nothing was written"
+            f"{spec.model}: the ONNX graph {graph} is not the PyTorch model ({found}); nothing was written"
         )
 
 
@@ -189,6 +229,24 @@ def _lint(path: Path, trt: str, as_json: bool) -> None:
         )
     if not as_json:
         print(f"{path}: nothing that TensorRT {trt} is known to refuse")
+
+
+def _mend(path: Path, out: Path, trt: str, as_json: bool) -> None:
+    try:
+        legal = legalise(load_onnx(path), trt)
+    except EdgeposeError as error:
+        raise EdgeposeError(f"{path}: {error}") from error
+    with draft_file(out) as temporary:
+        onnx.save(legal.model, temporary)
+        load_onnx(temporary)  # what was written can be read
+    if as_json:
+        found = [finding.to_dict() for finding in legal.mended]
+        print(json.dumps({"file": str(path), "trt": trt, "mended": found, "out": str(out)}, indent=1))
+        return
+    for rule, count in sorted(Counter(finding.rule for finding in legal.mended).items()):
+        text = next(known.text for known in RULES if known.number == rule)
+        print(f"{rule} mended {count} times: {text}")
+    print(f"written to {out}, for TensorRT {trt}")
 
 
 def _numbers(findings: list[Any]) -> str:

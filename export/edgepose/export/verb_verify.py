@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 from rich.console import Console
 
-from edgepose.calibration.dataset import open_dataset
-from edgepose.calibration.ledger import Gates, joints_table, quality_table, table
-from edgepose.export.verification import Sources, artefacts, ledger_of, run_all, with_ledger
-from edgepose.runtime.bundle import Bundle
+from edgepose.calibration.boxes import Finder, Labels, open_detector, read_detections
+from edgepose.calibration.dataset import Dataset, open_dataset
+from edgepose.calibration.ledger import Gates, joints_table, looks_table, quality_table, table
+from edgepose.export.verification import Shown, Sources, artefacts, ledger_of, run_all, with_ledger
+from edgepose.runtime.bundle import ZIP_SUFFIX, Bundle
 from edgepose.runtime.errors import EdgeposeError, GateFailed
+from edgepose.runtime.progress import track
+from edgepose.runtime.spec import Spec
 from edgepose.training import models
 
+TRUTH = "truth"
 DEFAULT_DATA = "synthetic:count=300,seed=7"
 
 
@@ -47,6 +53,24 @@ DEFAULT_DATA = "synthetic:count=300,seed=7"
     show_default=True,
     help="Gate: more duplicates than FP32 has, in % of the people.",
 )
+@click.option(
+    "--boxes",
+    metavar="truth|FILE|BUNDLE",
+    help="For networks of one person at a time: the labels, COCO-format detections, or the bundle of a "
+    "network that finds people.  [default: truth]",
+)
+@click.option(
+    "--min-region-overlap",
+    default=90.0,
+    show_default=True,
+    help="Gate: % of the regions seen sharp that must be FP32's.",
+)
+@click.option(
+    "--max-refined-shift",
+    default=5.0,
+    show_default=True,
+    help="Gate: points that the share of people looked at again may differ from FP32's.",
+)
 @click.option("--min-ap", type=float, help="Gate: points of AP that the FP32 model itself must reach.")
 @click.option("--threads", default=1, show_default=True, help="CPU threads of every artefact.")
 @click.option("--per-joint", is_flag=True, help="Also print the OKS of every joint.")
@@ -60,6 +84,9 @@ def verify(
     max_ap_loss: float,
     max_drift: float,
     max_duplicates: float,
+    boxes: str | None,
+    min_region_overlap: float,
+    max_refined_shift: float,
     min_ap: float | None,
     threads: int,
     per_joint: bool,
@@ -77,10 +104,18 @@ def verify(
             f"{data}: its joints are {dataset.skeleton.name}, the bundle's {opened.spec.skeleton}"
         )
     least = None if min_ap is None else min_ap / 100
-    gates = Gates(max_ap_loss / 100, max_drift, least, max_duplicates / 100)
+    gates = Gates(
+        max_ap_loss / 100,
+        max_drift,
+        least,
+        max_duplicates / 100,
+        min_region_overlap / 100,
+        max_refined_shift / 100,
+    )
     sources = Sources(opened, weights or models.shipped_weights(opened.spec.model), compressed, threads)
+    shown = _shown(dataset, opened.spec, boxes, threads)
     with artefacts(sources) as found:
-        ledger = ledger_of(run_all(found, dataset), dataset, opened.spec, gates, min_height)
+        ledger = ledger_of(run_all(found, shown), shown, opened.spec, gates, min_height)
     with_ledger(opened, ledger)
     if as_json:
         print(json.dumps(ledger.to_dict(), indent=1))
@@ -88,7 +123,34 @@ def verify(
         console = Console(file=sys.stdout, width=100)  # narrower, in a pipe, figures would be cut
         console.print(table(ledger))
         console.print(quality_table(ledger))
+        if ledger.baseline.looks is not None:
+            console.print(looks_table(ledger))
         if per_joint:
             console.print(joints_table(ledger, opened.spec.joints().joints))
     if failures := ledger.verdict():
         raise GateFailed("a gate failed: " + "; ".join(failures))
+
+
+def _shown(dataset: Dataset, spec: Spec, boxes: str | None, threads: int) -> Shown:
+    """The pictures, with their people where the network has to be told of them."""
+    if spec.resize != "crop":
+        if boxes is not None:
+            raise EdgeposeError(f"{spec.model} is shown whole pictures: leave out --boxes")
+        return Shown(dataset)
+    source = boxes or TRUTH
+    with _finder(source, threads) as finder:
+        places = track(range(len(dataset)), "Finding people")
+        found = finder.find(dataset[index] for index in places)
+    return Shown(dataset, found, source if source == TRUTH else Path(source).name)
+
+
+@contextmanager
+def _finder(source: str, threads: int) -> Iterator[Finder]:
+    path = Path(source)
+    if source == TRUTH:
+        yield Labels()
+    elif path.is_dir() or path.suffix == ZIP_SUFFIX:
+        with open_detector(path, threads) as detector:
+            yield detector
+    else:
+        yield read_detections(path)

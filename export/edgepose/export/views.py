@@ -15,6 +15,7 @@ from edgepose.compression.graph import (
     QUANTIZE,
     Array,
     Graph,
+    along_axis,
     attribute,
     copy,
     drop_dead,
@@ -53,7 +54,7 @@ def cpu_view(model: ModelProto) -> ModelProto:
     zero_points: dict[str, str] = {}  # quantized tensor -> its new zero point
     for node in graph.nodes:
         if node.op_type == QUANTIZE and node.input[0] not in graph.constants and _is_signed_zero(graph, node):
-            zero = 0 if _never_negative(graph, node.input[0], signs) else 128
+            zero = 0 if never_negative(graph, node.input[0], signs) else 128
             zero_points[node.output[0]] = set_constant(model, f"zero_point_{zero}", np.array(zero, np.uint8))
     for node in graph.nodes:
         quantized = {QUANTIZE: node.output, DEQUANTIZE: node.input}.get(node.op_type)
@@ -69,7 +70,9 @@ def _is_signed_zero(graph: Graph, node: NodeProto) -> bool:
     return zero is not None and zero.dtype == np.int8 and zero.size == 1 and not zero.any()
 
 
-def _never_negative(graph: Graph, tensor: str, known: dict[str, bool]) -> bool:
+def never_negative(graph: Graph, tensor: str, known: dict[str, bool] | None = None) -> bool:
+    """Whether a tensor's operators make no value below 0; `known` collects what was found on the way."""
+    known = {} if known is None else known
     if tensor not in known:
         constant, node = graph.value(tensor), graph.producers.get(tensor)
         if constant is not None:
@@ -90,8 +93,8 @@ def _makes_no_negative(graph: Graph, node: NodeProto, known: dict[str, bool]) ->
     if node.op_type == "Resize" and attribute(node, "mode", b"nearest") == b"cubic":
         return False  # cubic interpolation overshoots
     if node.op_type in _ALL_INPUTS_ARE_DATA:
-        return all(_never_negative(graph, name, known) for name in node.input)
-    return node.op_type in _MOVES and _never_negative(graph, node.input[0], known)
+        return all(never_negative(graph, name, known) for name in node.input)
+    return node.op_type in _MOVES and never_negative(graph, node.input[0], known)
 
 
 def trt_view(model: ModelProto) -> ModelProto:
@@ -100,26 +103,32 @@ def trt_view(model: ModelProto) -> ModelProto:
     TensorRT 8.x refuses int8 initializers; the floats are the dequantized ones, so no integer changes.
     """
     model = drop_conv_side(model)
+    float_weights(model)
+    return model
+
+
+def float_weights(model: ModelProto) -> None:
+    """Replace, in place, int8 initializers by the floats that they stand for, with Q and DQ behind."""
     graph = Graph(model)
     for node in graph.nodes:
         integers = graph.value(node.input[0]) if node.op_type == DEQUANTIZE else None
         if integers is not None and integers.dtype == np.int8:
             _quantize_in_graph(model, graph, node, integers)
     drop_dead(model)
-    return model
 
 
 def _quantize_in_graph(model: ModelProto, graph: Graph, node: NodeProto, integers: Array) -> None:
     scale = graph.value(node.input[1])
     assert scale is not None, f"{node.name}: its scale is computed"
-    axis = attribute(node, "axis", 1)
-    shape = [-1 if i == axis else 1 for i in range(integers.ndim)] if scale.size > 1 else []
-    weight = set_constant(
-        model, f"{node.output[0]}/float", integers.astype(np.float32) * scale.reshape(shape)
-    )
+    floats = integers.astype(np.float32) * along_axis(scale, node, integers.ndim)
+    weight = set_constant(model, f"{node.output[0]}/float", floats)
     quantized = f"{node.output[0]}/quantized"
     quantize = helper.make_node(
-        QUANTIZE, [weight, *node.input[1:]], [quantized], f"{node.name}/Quantize", axis=axis
+        QUANTIZE,
+        [weight, *node.input[1:]],
+        [quantized],
+        f"{node.name}/Quantize",
+        axis=attribute(node, "axis", 1),
     )
     node.input[0] = quantized
     place = next(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol
@@ -12,10 +13,13 @@ import numpy.typing as npt
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError
 
+log = logging.getLogger(__name__)
+
 Array = npt.NDArray[np.generic]
 
 # The view that ONNX Runtime's CPU kernels fuse, for each precision (DESIGN.md section 4).
 CPU_VIEWS = {"fp32": "fp32", "int8": "int8.ort"}
+DEVICES = ("cpu", "tensorrt")
 
 
 class Backend(Protocol):
@@ -34,13 +38,35 @@ class Backend(Protocol):
     ) -> None: ...
 
 
-def open_backend(bundle: Bundle, precision: str, graph: str = "pose", threads: int = 0) -> Backend:
-    """The bundle's graph on ONNX Runtime's CPU provider; `threads` 0 lets it choose.
+def open_backend(
+    bundle: Bundle, precision: str, graph: str = "pose", threads: int = 0, device: str = "cpu"
+) -> Backend:
+    """The bundle's graph on ONNX Runtime's CPU provider (`threads` 0 lets it choose) or on TensorRT.
 
-    Raises EdgeposeError for a precision the bundle does not have, MissingLibrary without onnxruntime.
+    On TensorRT an engine is built when there is none yet, which takes minutes, and must reproduce the golden
+    vectors; else it gives way, loudly, down to ONNX Runtime. The settings `edgepose build` had hold, and
+    `precision` "default" is what it found best. Raises EdgeposeError for a precision the bundle does not
+    have, MissingLibrary or HardwareError for what this machine lacks.
     """
+    if device not in DEVICES:
+        raise EdgeposeError(f"device {device!r}: choose one of {', '.join(DEVICES)}")
+    if device == "tensorrt":
+        return _open_engine(bundle, precision, graph, threads)
     from edgepose.runtime.backend_onnxruntime import OnnxRuntimeBackend
 
     if precision not in CPU_VIEWS:
         raise EdgeposeError(f"precision {precision!r}: choose one of {', '.join(CPU_VIEWS)}")
     return OnnxRuntimeBackend(bundle.graph(graph, CPU_VIEWS[precision]), threads)
+
+
+def _open_engine(bundle: Bundle, precision: str, graph: str, threads: int) -> Backend:
+    from edgepose.runtime.trt.engines import Engines, Options
+
+    best, engines = Engines(bundle, graph, Options()).remembered()
+    backend, _ = engines.live(best if precision == "default" else precision)
+    if backend is not None:
+        return backend
+    has_int8 = f"{graph}.{CPU_VIEWS['int8']}.onnx" in bundle.files
+    safest = "int8" if has_int8 and precision in ("int8", "default") else "fp32"
+    log.warning("no engine can be used here; ONNX Runtime runs the %s model on the CPU", safest)
+    return open_backend(bundle, safest, graph, threads)

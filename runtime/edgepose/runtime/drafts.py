@@ -55,7 +55,7 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise EdgeposeError(f"{path}: no such file ({what} was expected)") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of bytes, of JSON, and of numbers or nesting without end
         raise EdgeposeError(f"{path}: not {what}: it is no valid JSON ({error})") from error
 
 

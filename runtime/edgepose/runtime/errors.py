@@ -47,6 +47,7 @@ SOURCE = {
     "onnxsim": _WORKSTATION,
     "onnxscript": _WORKSTATION,
     "lightning_fabric": _WORKSTATION,
+    "scipy": _WORKSTATION,
     "safetensors": _WORKSTATION,
     "pydantic": _WORKSTATION,
     "yaml": _WORKSTATION,
@@ -58,7 +59,11 @@ SOURCE = {
     "onnxruntime": _STREAM,
     "cv2": _STREAM,
     "gi": _GSTREAMER,
-    "tensorrt": "on a Jetson it comes with JetPack (sudo apt-get install tensorrt python3-libnvinfer)",
+    "tensorrt": "on a Jetson it comes with JetPack (sudo apt-get install tensorrt python3-libnvinfer), for a "
+    "virtual environment made by `python3 -m venv --system-site-packages`",
+    "pycuda": "PATH=/usr/local/cuda/bin:$PATH pip install pycuda (it compiles for some minutes), or take "
+    "`--cuda cuda-python`, which needs no compiler",
+    "cuda": "pip install 'cuda-bindings==12.*' on JetPack 6, 'cuda-bindings==13.*' on JetPack 7",
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import platform
 import re
@@ -13,9 +12,11 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from edgepose.runtime.errors import SOURCE, MissingLibrary
+from edgepose.runtime.errors import SOURCE, HardwareError, MissingLibrary
 from edgepose.runtime.stream import gst
 from edgepose.runtime.stream.encoder import CODECS
+from edgepose.runtime.trt.board import jetson_linux
+from edgepose.runtime.trt.driver import require_gpu
 
 # The distribution's name where it differs from the module's.
 DISTRIBUTION = {
@@ -108,16 +109,11 @@ def _gstreamer() -> list[Finding]:
 
 
 def _cuda() -> Finding:
-    """Asks the driver itself: TensorRT objects made without one crash the process."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return Finding("build", "CUDA driver", "absent", "ONNX Runtime runs the same INT8 model on the CPU")
-    if (code := driver.cuInit(0)) != 0:
-        return Finding("build", "CUDA driver", "absent", f"cuInit says error {code}")
-    number = ctypes.c_int()
-    driver.cuDriverGetVersion(ctypes.byref(number))
-    return Finding("build", "CUDA driver", "ok", f"CUDA {number.value // 1000}.{number.value % 1000 // 10}")
+        gpu = require_gpu()
+    except HardwareError as error:
+        return Finding("build", "CUDA driver", "absent", str(error))
+    return Finding("build", "CUDA driver", "ok", f"CUDA {gpu.cuda}, {gpu.name} sm_{gpu.sm}")
 
 
 def _tensorrt() -> Finding:
@@ -129,13 +125,9 @@ def _tensorrt() -> Finding:
         return Finding("build", "TensorRT", "ok", "of the system")
 
 
-def _jetpack(release: Path = Path("/etc/nv_tegra_release")) -> Finding:
-    if not release.is_file():
-        return Finding("board", "Jetson Linux", "absent")
-    match = re.search(r"R(\d+).*?REVISION: ([\d.]+)", release.read_text())
-    return Finding(
-        "board", "Jetson Linux", "ok", f"{match[1]}.{match[2]}" if match else "unreadable release file"
-    )
+def _jetpack() -> Finding:
+    found = jetson_linux()
+    return Finding("board", "Jetson Linux", "ok" if found else "absent", found or "")
 
 
 def _power_mode() -> Finding:

@@ -45,4 +45,22 @@ COCO17 = Skeleton(
     mirror=(0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15),
 )
 
-SKELETONS = {"coco17": COCO17}
+# CrowdPose's keypoint categories, and the sigmas of its evaluation code (crowdposetools).
+CROWDPOSE14 = Skeleton(
+    name="crowdpose14",
+    joints=(
+        *("left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist"),
+        *("left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle", "head", "neck"),
+    ),
+    sigmas=(
+        *(0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
+        *(0.079, 0.079),
+    ),
+    edges=(
+        *((10, 8), (8, 6), (11, 9), (9, 7), (6, 7), (0, 6), (1, 7), (0, 1)),
+        *((0, 2), (1, 3), (2, 4), (3, 5), (12, 13), (13, 0), (13, 1)),
+    ),
+    mirror=(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 12, 13),
+)
+
+SKELETONS = {skeleton.name: skeleton for skeleton in (COCO17, CROWDPOSE14)}

@@ -35,6 +35,7 @@ class Spec:
     # own, because quantization shifts the quality.
     refine_below: float | None = None
     refine_below_int8: float | None = None
+    sharp_cells: int | None = None  # how many cells of `region_order` the second look sees sharp
     version: int = SPEC_VERSION
 
     def limit(self, precision: str) -> float:

@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from edgepose.runtime.backend import CPU_VIEWS
+from edgepose.runtime.backend import CPU_VIEWS, Array
 from edgepose.runtime.backend_onnxruntime import OnnxRuntimeBackend
 from edgepose.runtime.bench import Timing, alternate
 from edgepose.runtime.bundle import Bundle
@@ -29,8 +29,8 @@ from edgepose.runtime.errors import EdgeposeError
 def bench(graphs: tuple[str, ...], rounds: int, batch: int, threads: int, as_json: bool) -> None:
     """Time GRAPHS in turns on ONNX Runtime's CPU, the first one being the measure of the others.
 
-    A graph is an ONNX file, or a bundle's precision: BUNDLE:fp32, BUNDLE:int8. Every round runs all of them,
-    so the ratios hold on a busy machine too.
+    A graph is an ONNX file, or a bundle's precision: BUNDLE:fp32, BUNDLE:int8; of a bundle of several graphs
+    BUNDLE:coarse:fp32. Every round runs all of them, so the ratios hold on a busy machine too.
     """
     if len(set(graphs)) < len(graphs):
         raise EdgeposeError("a graph is named twice; name each one once")
@@ -38,12 +38,7 @@ def bench(graphs: tuple[str, ...], rounds: int, batch: int, threads: int, as_jso
         candidates = {}
         for name in graphs:
             backend = stack.enter_context(OnnxRuntimeBackend(graph_file(name), threads))
-            generator = np.random.default_rng(0)
-            feeds = {
-                key: generator.standard_normal([size or batch for size in shape], np.float32)
-                for key, shape in backend.inputs.items()
-            }
-            candidates[name] = partial(backend.run, feeds)
+            candidates[name] = partial(backend.run, _feeds(backend, batch))
         timings = alternate(candidates, rounds)
     if as_json:
         rows = [timing.to_dict() for timing in timings]
@@ -54,17 +49,40 @@ def bench(graphs: tuple[str, ...], rounds: int, batch: int, threads: int, as_jso
         Console(width=100).print(_table(timings))
 
 
+def _feeds(backend: OnnxRuntimeBackend, batch: int) -> dict[str, Array]:
+    """Noise for floats; for whole numbers an order of as many things as there are."""
+    generator, feeds = np.random.default_rng(0), {}
+    for name, (sizes, kind) in backend.inputs.items():
+        shape = [size or batch for size in sizes]
+        floats = kind is np.float32
+        noise = generator.standard_normal(shape, np.float32) if floats else np.arange(shape[-1])
+        feeds[name] = np.broadcast_to(noise, shape).astype(kind)
+    return feeds
+
+
 def graph_file(name: str) -> Path:
-    """The ONNX file that `name` means. Raises EdgeposeError when there is none."""
+    """The ONNX file that `name` means. Raises EdgeposeError when there is none, or more than one."""
     place, _, precision = name.rpartition(":")
     if precision in CPU_VIEWS and place:
-        return Bundle.open(Path(place)).graph("pose", CPU_VIEWS[precision])
+        return _graph_of(name, place, precision)
     path = Path(name)
     if not path.is_file():
         raise EdgeposeError(
             f"{name}: no such ONNX file; name one, or a bundle's precision such as build/demo/bundle:int8"
         )
     return path
+
+
+def _graph_of(name: str, place: str, precision: str) -> Path:
+    """The graph of a bundle that PLACE or PLACE:GRAPH means."""
+    folder, _, graph = place.rpartition(":")
+    if not folder or Path(place).exists():
+        folder, graph = place, ""
+    bundle = Bundle.open(Path(folder))
+    graphs = bundle.spec.graphs
+    if not graph and len(graphs) > 1:
+        raise EdgeposeError(f"{name}: has several graphs; name {folder}:{graphs[0]}:{precision}, say")
+    return bundle.graph(graph or graphs[0], CPU_VIEWS[precision])
 
 
 def _table(timings: list[Timing]) -> Table:

@@ -1,9 +1,10 @@
-"""One batch of training pictures with their people, padded to the same number."""
+"""One batch of training pictures with their people; pixels as the network wants them."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -23,3 +24,11 @@ class Batch(NamedTuple):
 
     images: Tensor
     people: People
+    ids: tuple[int, ...]  # of all pictures of the data set that are in it
+
+
+def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(B, H, W, 3) uint8 BGR -> (B, 3, H, W) RGB as `preprocess.normalise`, channels last."""
+    scale = 1 / (255 * images.new_tensor(std, dtype=torch.float32))
+    shift = images.new_tensor(mean, dtype=torch.float32) / images.new_tensor(std, dtype=torch.float32)
+    return (images.flip(-1) * scale - shift).permute(0, 3, 1, 2)

@@ -28,10 +28,11 @@ from edgepose.runtime.errors import EdgeposeError, require
 from edgepose.runtime.progress import track
 from edgepose.training.data import spec_of
 from edgepose.training.evaluation import poses_in
+from edgepose.training.families.qrpose import QrPoseRecipe
 from edgepose.training.loop import CHECKPOINT, WEIGHTS
 from edgepose.training.models import build, load_published
 from edgepose.training.models.qrpose.network import Heads, QrPose, Read
-from edgepose.training.recipe import Recipe, open_recipe
+from edgepose.training.recipe import open_recipe
 from edgepose.training.run import RESULT
 
 BASE = "qrpose_claims"
@@ -107,13 +108,13 @@ def verdict(intervals: Sequence[Interval]) -> str:
     return "not resolved"
 
 
-def recipe_of(base: Recipe, arm: str, seed: int) -> Recipe:
+def recipe_of(base: QrPoseRecipe, arm: str, seed: int) -> QrPoseRecipe:
     """The base recipe with the arm's changes."""
     changes = {name: getattr(base, name).model_copy(update=dict(new)) for name, new in ARMS[arm].items()}
     return base.model_copy(update={**changes, "seed": seed})
 
 
-def train(recipe: Recipe, folder: Path) -> Path:
+def train(recipe: QrPoseRecipe, folder: Path) -> Path:
     """The run's weights, trained by `edgepose train` unless they are there.
 
     Raises EdgeposeError with the training's own words when it fails.
@@ -130,7 +131,7 @@ def train(recipe: Recipe, folder: Path) -> Path:
     return folder / WEIGHTS
 
 
-def outcomes_of(recipe: Recipe, arm: str, weights: Path) -> list[Outcome]:
+def outcomes_of(recipe: QrPoseRecipe, arm: str, weights: Path) -> list[Outcome]:
     """Both scores of a trained arm on the recipe's validation pictures."""
     dataset = open_dataset(str(recipe.data.validation))
     options = recipe.network.model_dump(exclude_none=True)
@@ -145,7 +146,7 @@ def outcomes_of(recipe: Recipe, arm: str, weights: Path) -> list[Outcome]:
     return found
 
 
-def _measured(model: QrPose, dataset: Dataset, recipe: Recipe, title: str) -> tuple[Score, Quality]:
+def _measured(model: QrPose, dataset: Dataset, recipe: QrPoseRecipe, title: str) -> tuple[Score, Quality]:
     spec, model = spec_of(recipe), model.eval()
     samples = [dataset[index] for index in track(range(len(dataset)), title)]
     poses = [poses_in(model, sample.image, spec) for sample in samples]
@@ -227,6 +228,10 @@ def plot(outcomes: Sequence[Outcome], path: Path) -> None:
 def main(out: Path, recipe: str, seeds: int, jobs: int) -> None:
     """Train all arms, score them and say which claims hold."""
     base = open_recipe(recipe)
+    if not isinstance(base, QrPoseRecipe):
+        raise EdgeposeError(
+            f"{recipe}: trains {base.model}; the claims are QR-Pose's, name one of its recipes"
+        )
     runs = [(arm, recipe_of(base, arm, seed)) for seed in range(seeds) for arm in ARMS]
     with ThreadPoolExecutor(jobs) as pool:
         folders = [out / f"{arm}-{plan.seed}" for arm, plan in runs]

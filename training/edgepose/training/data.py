@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import math
-import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from edgepose.calibration.dataset import Dataset, open_dataset
+from edgepose.calibration.dataset import Dataset
 from edgepose.calibration.sample import Person
-from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.poses import F32
 from edgepose.runtime.preprocess import U8, letterbox, pad_colour
-from edgepose.runtime.progress import track
-from edgepose.runtime.skeleton import COCO17, Skeleton
+from edgepose.runtime.skeleton import COCO17
 from edgepose.runtime.spec import Spec
 from edgepose.training.batch import Batch, People
-from edgepose.training.recipe import Augment, Data, Recipe
+from edgepose.training.models import family_of
+from edgepose.training.order import index_at, loader, open_share, random_at, read_all
+from edgepose.training.sections import Augment, PictureRecipe
 
 Bools = npt.NDArray[np.bool_]
 Matrix = npt.NDArray[np.float64]
 CLOSEUP = (math.log(0.4), math.log(1.0))  # a person's longer side in the tile's, log-uniform
 CLOSEUP_SCALES = (0.3, 1.5)
-ORDER, CHANGE = 0, 1  # what a random stream is for; the recipe's seed and a number complete its key
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,11 +40,12 @@ class Picture:
     area: F32  # (P,) px²
     boxes: F32  # (P, 4) x0, y0, x1, y1
     crowd: Bools  # (P,)
+    ids: tuple[int, ...] = ()  # of the pictures of the data set that it is made of
 
 
-def spec_of(recipe: Recipe) -> Spec:
+def spec_of(recipe: PictureRecipe) -> Spec:
     """How the network of a recipe is fed."""
-    return Spec("qrpose", recipe.model, recipe.size, recipe.size)
+    return Spec(family_of(recipe.model), recipe.model, recipe.size, recipe.size)
 
 
 def fit(image: U8, people: Sequence[Person], spec: Spec) -> Picture:
@@ -116,6 +114,7 @@ def warp(picture: Picture, matrix: Matrix, mirrored: bool, pad: tuple[int, int, 
         picture.area * np.float32(abs(np.linalg.det(matrix[:, :2]))),
         np.concatenate([corners.min(1), corners.max(1)], 1).clip(-0.5, side - 0.5),
         picture.crowd,
+        picture.ids,
     )
 
 
@@ -131,6 +130,7 @@ def mosaic(tiles: Sequence[Picture]) -> Picture:
         np.concatenate([tile.area for tile in tiles]),
         np.concatenate([tile.boxes + np.tile(place, 2) for tile, place in zip(tiles, places, strict=True)]),
         np.concatenate([tile.crowd for tile in tiles]),
+        tuple(one for tile in tiles for one in tile.ids),
     )
 
 
@@ -154,29 +154,19 @@ class Pictures(TorchDataset[Picture]):
     With several processes each has its own share of the data set, and its own stream.
     """
 
-    def __init__(self, recipe: Recipe, rank: int = 0) -> None:
+    def __init__(self, recipe: PictureRecipe, rank: int = 0) -> None:
         self._recipe, self._data, self._spec = recipe, recipe.data, spec_of(recipe)
         self._rank = rank
-        # OpenCV's threads would fight torch's for the cores, and a worker forked beside them waits for ever.
-        cv2.setNumThreads(1)
-        dataset = open_training_set(recipe.data.train)
-        if len(dataset) < recipe.processes:
-            raise EdgeposeError(
-                f"{recipe.data.train}: {len(dataset)} pictures for {recipe.processes} processes; "
-                "lower `processes` in the recipe"
-            )
-        self._plain = _Plain(dataset, range(rank, len(dataset), recipe.processes), self._spec)
+        self._plain = _Plain(*open_share(recipe, rank), self._spec)
         self._kept: list[Picture] | None = None
 
     def keep(self) -> None:
         """Make or read every picture once, in `workers` processes, and hold them in memory."""
-        workers = self._data.workers
-        loader = DataLoader(self._plain, batch_size=None, num_workers=workers, worker_init_fn=_be_quiet)
-        self._kept = list(track(loader, "pictures", len(self._plain)))
+        self._kept = read_all(self._plain, len(self._plain), self._data.workers)
 
     def __getitem__(self, ordinal: int) -> Picture:
         augment, side = self._data.augment, self._recipe.size
-        rng = np.random.default_rng([self._recipe.seed, CHANGE, ordinal, self._rank])
+        rng = random_at(ordinal, self._recipe, self._rank)
         schedule = self._recipe.schedule
         left = 1 - ordinal / (
             schedule.steps * schedule.batch
@@ -194,8 +184,7 @@ class Pictures(TorchDataset[Picture]):
         return changed
 
     def _index(self, ordinal: int) -> int:
-        count = len(self._plain)
-        return int(_order(self._recipe.seed, ordinal // count, count)[ordinal % count])
+        return index_at(ordinal, len(self._plain), self._recipe.seed)
 
     def _plain_at(self, index: int) -> Picture:
         return self._kept[index] if self._kept else self._plain[index]
@@ -217,29 +206,16 @@ class _Plain(TorchDataset[Picture]):
 
     def __getitem__(self, index: int) -> Picture:
         sample = self._dataset[self._chosen[index]]
-        return fit(sample.image, sample.people, self._spec)
+        return replace(fit(sample.image, sample.people, self._spec), ids=(sample.image_id,))
 
 
-@lru_cache(2)
-def _order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
-    return np.random.default_rng([seed, ORDER, epoch]).permutation(count)
+def findable(picture: Picture, min_area: float, by_box: bool) -> Bools:
+    """(P,) who is to be found: no crowd, nobody tiny; with a labelled joint or, `by_box`, with a box."""
+    shown = (picture.boxes[:, 2:] > picture.boxes[:, :2]).all(1) if by_box else picture.labelled.any(1)
+    return np.asarray(shown & ~picture.crowd & (picture.area >= min_area), np.bool_)
 
 
-def open_training_set(source: str, skeleton: Skeleton = COCO17) -> Dataset:
-    """Raises EdgeposeError for a data set without labelled people or of another skeleton."""
-    dataset = open_dataset(source)
-    if dataset.skeleton.name != skeleton.name:
-        raise EdgeposeError(
-            f"{source}: its people have {dataset.skeleton.name} joints, the model {skeleton.name}; "
-            "choose data with the same joints"
-        )
-    for index in range(len(dataset)):
-        if any(person.visibility.any() and not person.crowd for person in dataset.people(index)):
-            return dataset
-    raise EdgeposeError(f"{source}: nobody is labelled in its {len(dataset)} pictures; choose other data")
-
-
-def collate(pictures: Sequence[Picture], min_area: float) -> Batch:
+def collate(pictures: Sequence[Picture], min_area: float, by_box: bool = False) -> Batch:
     """Padded to the most people in one picture (at least one, so that no shape is empty)."""
     most = max(1, *(len(picture.area) for picture in pictures))
 
@@ -249,7 +225,7 @@ def collate(pictures: Sequence[Picture], min_area: float) -> Batch:
             row[: len(value)] = value
         return torch.from_numpy(full)
 
-    findable = [p.labelled.any(1) & ~p.crowd & (p.area >= min_area) for p in pictures]
+    found = [findable(picture, min_area, by_box) for picture in pictures]
     return Batch(
         torch.from_numpy(np.stack([picture.image for picture in pictures])),
         People(
@@ -257,49 +233,24 @@ def collate(pictures: Sequence[Picture], min_area: float) -> Batch:
             labelled=padded([p.labelled for p in pictures]),
             area=padded([np.maximum(p.area, 1) for p in pictures]).clamp(min=1),
             boxes=padded([p.boxes for p in pictures]),
-            valid=padded([np.asarray(f) for f in findable]),
-            ignored=padded([~f for f in findable]),
+            valid=padded(found),
+            ignored=padded([~one for one in found]),
         ),
+        tuple(one for picture in pictures for one in picture.ids),
     )
-
-
-class Steps(Sampler[list[int]]):
-    """The ordinals of each step's pictures, so that a resumed run sees what it would have seen."""
-
-    def __init__(self, first: int, last: int, batch: int) -> None:
-        self._first, self._last, self._batch = first, last, batch
-
-    def __len__(self) -> int:
-        return self._last - self._first
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self._first, self._last):
-            yield list(range(step * self._batch, (step + 1) * self._batch))
 
 
 @dataclass(frozen=True, slots=True)
 class Collate:
-    """`collate` with its threshold, in a form that worker processes can be sent."""
+    """`collate` with its rule, in a form that worker processes can be sent."""
 
     min_area: float
+    by_box: bool
 
     def __call__(self, pictures: Sequence[Picture]) -> Batch:
-        return collate(pictures, self.min_area)
+        return collate(pictures, self.min_area, self.by_box)
 
 
-def batches(recipe: Recipe, pictures: Pictures, first: int) -> DataLoader[Batch]:
-    """The batches of steps `first` to the end."""
-    data: Data = recipe.data
-    return DataLoader(
-        pictures,  # type: ignore[arg-type]  # it yields pictures, the collate function makes batches of them
-        batch_sampler=Steps(first, recipe.schedule.steps, recipe.schedule.batch),
-        num_workers=data.workers,
-        collate_fn=Collate(data.min_area),
-        worker_init_fn=_be_quiet,
-        prefetch_factor=4 if data.workers else None,
-    )
-
-
-def _be_quiet(_: int) -> None:
-    """Ctrl-C is the main process's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def batches(recipe: PictureRecipe, pictures: Pictures, first: int, by_box: bool = False) -> DataLoader[Batch]:
+    """The batches of steps `first` to the end; `by_box` as of `findable`."""
+    return loader(pictures, Collate(recipe.data.min_area, by_box), recipe, first)

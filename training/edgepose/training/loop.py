@@ -8,7 +8,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -20,14 +20,12 @@ from torch import Tensor
 from edgepose.runtime.errors import EdgeposeError, require
 from edgepose.runtime.progress import progress_bar
 from edgepose.training.average import Average
-from edgepose.training.batch import Batch, People
 from edgepose.training.checkpoint import Progress, load_checkpoint, save_checkpoint, save_tensors
-from edgepose.training.data import Pictures, batches, spec_of
-from edgepose.training.models import build, load_backbone, load_published, shipped_weights
-from edgepose.training.models.qrpose.losses import Loss, Weights
-from edgepose.training.models.qrpose.network import QrPose, Raw
-from edgepose.training.models.qrpose.targets import Chooser, assign
-from edgepose.training.recipe import Recipe, Schedule, parse_recipe
+from edgepose.training.families import course_of
+from edgepose.training.families.course import Batch
+from edgepose.training.models import load_published, shipped_weights
+from edgepose.training.recipe import parse_recipe
+from edgepose.training.sections import Recipe, Schedule
 
 log = logging.getLogger(__name__)
 
@@ -39,20 +37,15 @@ MANY = 1 << 20  # more than steps or processes
 
 
 def rate_at(step: int, schedule: Schedule) -> float:
-    """Learning rate of a step: a linear rise, then half a cosine."""
+    """Learning rate of a step: a linear rise, then half a cosine, or tenths after the `drops`."""
     rise = max(1.0, schedule.rise * schedule.steps)
     if step < rise:
         return schedule.learning_rate * (step + 1) / rise
+    if schedule.drops is not None:
+        return schedule.learning_rate * 0.1 ** sum(step >= drop * schedule.steps for drop in schedule.drops)
     done = (step - rise) / max(1.0, schedule.steps - rise)
     low = schedule.final_rate
     return schedule.learning_rate * (low + (1 - low) * (1 + math.cos(math.pi * done)) / 2)
-
-
-def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(B, H, W, 3) uint8 BGR -> (B, 3, H, W) RGB as `preprocess.normalise`, channels last."""
-    scale = 1 / (255 * images.new_tensor(std, dtype=torch.float32))
-    shift = images.new_tensor(mean, dtype=torch.float32) / images.new_tensor(std, dtype=torch.float32)
-    return (images.flip(-1) * scale - shift).permute(0, 3, 1, 2)
 
 
 @dataclass(slots=True)
@@ -92,32 +85,21 @@ class Trainer:
         self.fabric = fabric_module.Fabric(
             devices=recipe.processes,
             strategy="ddp" if recipe.processes > 1 else "auto",
-            precision=_precision(recipe),
+            precision=precision_of(recipe),
         )
         self.fabric.launch()
         self.first = self.fabric.global_rank == 0  # of the processes: the one that writes and prints
-        self.model = self.fresh_model()
-        if recipe.backbone is not None:
-            load_backbone(self.model, recipe.backbone)
+        self.course = course_of(recipe, self.fabric.global_rank)
+        self.model = self.course.fresh_model()
+        self.course.begin(self.model)
         if recipe.initial is not None:
             load_published(self.model, _initial(recipe.model, recipe.initial))
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half the time on CPUs
-        weights = {name: getattr(recipe.loss, name) for name in asdict(Weights())}
-        self.loss = Loss(Weights(**weights), recipe.loss.target)
         self.step, self.seconds = 0, 0.0
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            recipe.schedule.learning_rate,
-            weight_decay=recipe.schedule.weight_decay,
-        )
+        groups = cast(list[dict[str, Any]], self.course.groups(self.model))
+        optimizer = torch.optim.AdamW(groups, recipe.schedule.learning_rate)
         self.wrapped, self.optimizer = self.fabric.setup(self.model.train(), optimizer)
         self.average = Average(self.model, recipe.schedule.ema)
-
-    def fresh_model(self) -> QrPose:
-        """The recipe's network, randomly initialised."""
-        recipe = self.recipe
-        options = recipe.network.model_dump(exclude_none=True)
-        return cast(QrPose, build(recipe.model, size=(recipe.size, recipe.size), **options))
 
     def resume(self) -> None:
         """Continue from the folder's checkpoint. Raises EdgeposeError when it is of another recipe."""
@@ -131,6 +113,8 @@ class Trainer:
         self.model.load_state_dict(groups["model"])
         self.average.load(groups["ema"])
         for name, parameter in self.model.named_parameters():
+            if name not in groups[MOMENTS[0]]:  # it is frozen
+                continue
             moments = {moment: groups[moment][name].to(parameter.device) for moment in MOMENTS}
             self.optimizer.state[parameter] = {"step": torch.tensor(float(progress.step)), **moments}
         self.step, self.seconds = progress.step, progress.seconds
@@ -139,8 +123,8 @@ class Trainer:
         """Publish the checkpoint, and the averaged weights beside it."""
         if not self.first:
             return
-        named = dict(self.model.named_parameters())
         state = self.optimizer.state
+        named = {name: p for name, p in self.model.named_parameters() if p in state}  # the others are frozen
         moments = {m: {name: state[p][m] for name, p in named.items()} for m in MOMENTS} if self.step else {}
         groups = {"model": self.model.state_dict(), "ema": self.average.state, **moments}
         progress = Progress(self.step, round(self.seconds, 1), self.recipe.to_yaml())
@@ -149,44 +133,55 @@ class Trainer:
         save_tensors(self.out / WEIGHTS, self.average.state, provenance)
 
     def learn(self, batch: Batch) -> dict[str, float]:
-        """One step; the terms of its loss by name."""
+        """One step; the terms of its loss by name.
+
+        Raises EdgeposeError naming the batch's pictures, before anything is learnt from them, when the loss
+        is no finite number.
+        """
         schedule, step = self.recipe.schedule, self.step
         for group in self.optimizer.param_groups:
-            group["lr"] = rate_at(step, schedule)
-        device = self.model.grid.device
-        people = People(*(value.to(device) for value in batch.people))
-        targets = assign(people, self.model.grid, self.recipe.loss.radius)
-        generator = torch.Generator().manual_seed(
-            (self.recipe.seed * MANY + step) * MANY + self.fabric.global_rank
-        )
-        count, hints = self.recipe.head_pixels, self.recipe.hint_pixels
-        choose = Chooser(targets, self.model.grid, count, hints, generator).choose if count else None
-        spec = spec_of(self.recipe)
-        raw = cast(Raw, self.wrapped(normalised(batch.images.to(device), spec.mean, spec.std), choose))
-        warm = max(0.0, 1 - step / max(1.0, self.recipe.loss.warm * schedule.steps))
-        terms = self.loss(raw, targets, self.model.grid, warm)
+            group["lr"] = rate_at(step, schedule) * group["scale"]
+        torch.manual_seed((self.recipe.seed * MANY + step) * MANY + self.fabric.global_rank)
+        terms = self.course.terms(self.wrapped, batch, step)
         total = torch.stack(list(terms.values())).sum()
+        self._require_finite(terms, total, batch)
         self.optimizer.zero_grad()
         self.fabric.backward(total)
-        self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=schedule.clip)
+        if schedule.clip is not None:
+            self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=schedule.clip)
         self.optimizer.step()
         self.average.update(self.model, step)
         self.step += 1
         return {"total": float(total.detach()), **{name: float(t.detach()) for name, t in terms.items()}}
+
+    def _require_finite(self, terms: dict[str, Tensor], total: Tensor, batch: Batch) -> None:
+        finite = bool(total.isfinite())
+        if not self._together(not finite):
+            return
+        if finite:
+            raise EdgeposeError(
+                f"{self.out}: stopped: another process's loss is no finite number; see its message"
+            )
+        bad = ", ".join(
+            f"{name} {float(value.detach()):g}" for name, value in terms.items() if not value.isfinite()
+        )
+        raise EdgeposeError(
+            f"{self.out}: the loss of step {self.step + 1} is no finite number ({bad}) for pictures "
+            f"{', '.join(map(str, batch.ids))} of {self.recipe.data.train}; mend or leave out the wrong, "
+            f"or lower schedule.learning_rate; {CHECKPOINT} is as it was saved last"
+        )
 
     def run(self) -> dict[str, float]:
         """All steps that are left; the last averages of the loss terms.
 
         Raises KeyboardInterrupt after saving a checkpoint when Ctrl-C or SIGTERM asked to stop.
         """
-        pictures = Pictures(self.recipe, self.fabric.global_rank)
-        if self.recipe.data.cache:
-            pictures.keep()
+        batches = self.course.batches(self.step)
         schedule = self.recipe.schedule
         recent: dict[str, float] = {}
         with Stop.on_signal() as stop, self._writer() as write, self._bar() as bar:
             task = bar.add_task("training", total=schedule.steps, completed=self.step)
-            for batch in batches(self.recipe, pictures, self.step):
+            for batch in batches:
                 began = time.perf_counter()
                 terms = self.learn(batch)
                 self.seconds += time.perf_counter() - began
@@ -204,7 +199,7 @@ class Trainer:
         return recent
 
     def _together(self, stop: bool) -> bool:
-        """Whether any process was asked to stop: all must leave at the same step."""
+        """Whether any process has to stop: all must leave at the same step."""
         if self.recipe.processes == 1:
             return stop
         return bool(self.fabric.all_reduce(torch.tensor(float(stop)), reduce_op="sum") > 0)
@@ -239,10 +234,16 @@ def _initial(model: str, initial: str) -> Path:
     return shipped_weights(model) if initial == "shipped" else Path(initial)
 
 
-def _precision(recipe: Recipe) -> str:
+def precision_of(recipe: Recipe) -> str:
+    """How Fabric computes: as the recipe says, or as this machine is fastest."""
     if recipe.precision != "auto":
         return recipe.precision
-    return "bf16-mixed" if torch.cuda.is_available() else "32-true"
+    return "bf16-mixed" if torch.cuda.is_available() or _multiplies_bf16() else "32-true"
+
+
+def _multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for products of bf16; others emulate them."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _difference(before: Recipe, now: Recipe) -> str:

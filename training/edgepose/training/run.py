@@ -8,11 +8,9 @@ from typing import Any
 from edgepose.calibration.dataset import open_dataset
 from edgepose.runtime.drafts import write_json
 from edgepose.runtime.errors import EdgeposeError
-from edgepose.training.data import spec_of
-from edgepose.training.evaluation import score_model
 from edgepose.training.loop import CHECKPOINT, RECIPE, WEIGHTS, Trainer
 from edgepose.training.models import load_published
-from edgepose.training.recipe import Recipe
+from edgepose.training.sections import Recipe
 
 RESULT = "result.json"
 
@@ -38,9 +36,9 @@ def train_and_score(recipe: Recipe, out: Path, resume: bool = False) -> dict[str
         return None
     score = None
     if validation is not None:
-        model = trainer.fresh_model()
+        model = trainer.course.fresh_model()
         load_published(model, out / WEIGHTS)
-        score = score_model(model, validation, spec_of(recipe)).to_dict()
+        score = trainer.course.score(model, validation)
     figures = {
         "model": recipe.model,
         "steps": trainer.step,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from edgepose.calibration.sample import Person
 from edgepose.runtime.poses import F32
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.skeleton import COCO17, Skeleton
 from edgepose.runtime.topdown.crop import F64, Regions, visible
+from edgepose.training.sections import Fraction, NonNegative, Section
 
 Bools = npt.NDArray[np.bool_]
 Size = tuple[int, int]  # width, height in pixels
@@ -20,18 +23,17 @@ UPPER_BODY = 11  # COCO's joints before the hips
 HALF_BODY_PADDING = 1.5
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
+class Changes(Section):
     """How crops vary in training; the values are the paper's (specs/sharpose.md section 6)."""
 
-    shift: float = 0.16  # of the region's sides, at most
-    shift_share: float = 0.3  # of the people who are shifted
-    half_body_share: float = 0.3  # of the people with more than `half_body_joints` labelled joints
-    half_body_joints: int = 8
-    scale: float = 0.5  # standard deviation and limit of the factor about 1
-    rotation: float = 40.0  # degrees, standard deviation; the limit is twice that
-    rotation_share: float = 0.6
-    flip_share: float = 0.5
+    shift: NonNegative = 0.16  # of the region's sides, at most
+    shift_share: Fraction = 0.3  # of the people who are shifted
+    half_body_share: Fraction = 0.3  # of the people with more than `half_body_joints` labelled joints
+    half_body_joints: Annotated[int, Field(ge=0)] = 8
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.5  # standard deviation and limit of the factor about 1
+    rotation: NonNegative = 40.0  # degrees, standard deviation; the limit is twice that
+    rotation_share: Fraction = 0.6
+    flip_share: Fraction = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,7 +16,7 @@ from edgepose.runtime.errors import require
 @click.option("--resume", is_flag=True, help="Continue the run that is in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def train(recipe: str, out: Path, resume: bool, as_json: bool) -> None:
-    """Train a model by RECIPE, a YAML file or the name of a shipped recipe (qrpose_tiny, qrpose_smoke).
+    """Train a model by RECIPE, a YAML file or the name of a shipped recipe (qrpose_tiny, sharpose_smoke).
 
     Leaves in --out: weights.safetensors (the moving average: what to export), checkpoint.safetensors,
     recipe.yaml with every key resolved, tensorboard/ and result.json. Ctrl-C saves a checkpoint, and

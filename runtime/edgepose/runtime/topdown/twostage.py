@@ -18,7 +18,9 @@ from edgepose.runtime.topdown.score import each_once, poses
 GRAPHS = ("coarse", "fine")
 MOST = 16  # crops a run: what bounds memory when a frame is full of people
 # What the second look takes over from the first, beside the crops.
-CONTEXT = ("region_order", "reuse_features", "coarse_embedding")
+ORDER = "region_order"
+CONTEXT = (ORDER, "reuse_features", "coarse_embedding")
+QUALITY = "quality"
 
 Rows = npt.NDArray[np.integer]
 
@@ -78,7 +80,7 @@ class TwoStage:
         """The first look at normalised crops (B, 3, height, width), at most MOST."""
         first = self._coarse.run({"images": crops})
         context = {name: first[name] for name in CONTEXT}
-        return Glance(_float(first["coarse_heatmaps"]), _float(first["quality"]), context)
+        return Glance(_float(first["coarse_heatmaps"]), _float(first[QUALITY]), context)
 
     def look_again(self, crops: F32, glance: Glance, rows: Rows) -> F32:
         """The second look, at the crops [rows] of a glance -> their heatmaps (len(rows), K, h, w)."""

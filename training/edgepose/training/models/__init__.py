@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from edgepose.runtime.errors import EdgeposeError
-from edgepose.training.models import qrpose, sharpose
+from edgepose.training.models import qrpose, querypose, sharpose
 from edgepose.training.models.backbones.body import Body
 from edgepose.training.models.weights import read_published, read_weights, require_fit
 
@@ -22,12 +22,14 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "qrpose_hrnet32": partial(qrpose.build, "qrpose_hrnet32"),
     "qrpose_hrnet48": partial(qrpose.build, "qrpose_hrnet48"),
     "qrpose_dla34": partial(qrpose.build, "qrpose_dla34"),
+    **{name: partial(querypose.build, name) for name in querypose.PROFILES},
     "sharpose_tiny_128x96": partial(sharpose.build, "sharpose_tiny_128x96"),
     "sharpose_small_256x192": partial(sharpose.build, "sharpose_small_256x192"),
     "sharpose_base_256x192": partial(sharpose.build, "sharpose_base_256x192"),
     "sharpose_base_384x288": partial(sharpose.build, "sharpose_base_384x288"),
 }
 
+COUNTER = "num_batches_tracked"
 WEIGHTS = Path(__file__).parent.parent / "weights"
 
 
@@ -37,6 +39,12 @@ def check_name(name: str) -> None:
         near = difflib.get_close_matches(name, BUILDERS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(BUILDERS)}"
         raise EdgeposeError(f"unknown model {name!r}; {hint}")
+
+
+def family_of(name: str) -> str:
+    """`qrpose` for `qrpose_tiny`. Raises EdgeposeError naming the nearest known model for an unknown one."""
+    check_name(name)
+    return name.partition("_")[0]
 
 
 def build(name: str, **options: Any) -> nn.Module:
@@ -58,6 +66,14 @@ def shipped_weights(name: str) -> Path:
 
 
 @runtime_checkable
+class Fitting(Protocol):
+    """A model whose authors' files use other names, or come in several versions."""
+
+    def fit(self, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+        """The weights of the file at `path` under the model's names; may take the version they are of."""
+
+
+@runtime_checkable
 class Adopting(Protocol):
     """A model that depends on more than weights: its authors' files tell the rest."""
 
@@ -69,10 +85,13 @@ def load_published(model: nn.Module, checkpoint: str | Path) -> None:
     """Load weights into `model`, strictly. Raises EdgeposeError when the file does not fit or cannot be read.
 
     Reads safetensors, or a torch file with a plain state dict or one under `model` or `state_dict`.
-    A SHaRPose file of its authors also sets `alpha` and the exit threshold, which are not in the weights.
+    A SHaRPose file of its authors also sets `alpha` and the exit threshold, which are not in the weights. A
+    QueryPose network becomes light or full, as the file is.
     """
     path = Path(checkpoint)
     loaded, meta = read_published(path)
+    if isinstance(model, Fitting):
+        loaded = model.fit(loaded, path)
     require_fit(path, model.state_dict(), loaded, "model", "this model and these options")
     if meta is not None and isinstance(model, Adopting):
         model.adopt(meta, path)
@@ -80,9 +99,10 @@ def load_published(model: nn.Module, checkpoint: str | Path) -> None:
 
 
 def load_backbone(model: nn.Module, checkpoint: str | Path) -> None:
-    """Start the model's backbone from published ImageNet weights, strictly; its neck and heads stay random.
+    """Start the model's backbone from published weights, strictly; its neck and heads stay random.
 
-    Reads the files of torchvision's ResNet, of HRNet (classification) and of DLA, but for their classifier.
+    Reads the files of torchvision's ResNet, of HRNet (classification or pose), of DLA and of Swin, but for
+    their last layers.
     Raises EdgeposeError when the file does not fit or cannot be read, or when no weights fit the backbone.
     """
     path = Path(checkpoint)
@@ -91,9 +111,15 @@ def load_backbone(model: nn.Module, checkpoint: str | Path) -> None:
         raise EdgeposeError(
             f"{path}: there are no published weights for this model's backbone; start without"
         )
-    loaded = {key: value for key, value in read_weights(path).items() if not key.startswith(body.surplus)}
-    # Counters that a normalisation of fixed momentum never reads; files before PyTorch 0.4 have none.
-    counters = {key: value for key, value in body.state_dict().items() if key.endswith("num_batches_tracked")}
-    loaded = {**counters, **loaded}
-    require_fit(path, body.state_dict(), loaded, "backbone", "this backbone")
+    own = body.state_dict()
+    # Counters that a normalisation of fixed momentum never reads; files before PyTorch 0.4 have none, and a
+    # frozen normalisation wants none.
+    loaded = {
+        key: value
+        for key, value in read_weights(path).items()
+        if not key.startswith(body.surplus) and (key in own or not key.endswith(COUNTER))
+    }
+    kept = {key: value for key, value in own.items() if key.endswith(COUNTER) or key.startswith(body.fresh)}
+    loaded = {**kept, **loaded}
+    require_fit(path, own, loaded, "backbone", "this backbone")
     body.load_state_dict(loaded)

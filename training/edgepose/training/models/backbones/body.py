@@ -13,6 +13,8 @@ class Body(nn.Module):
 
     # What else a published file holds, by prefix: a classifier and the like.
     surplus: tuple[str, ...] = ("fc.",)
+    # What some published file lacks, by prefix: it keeps its random start.
+    fresh: tuple[str, ...] = ()
 
     def __init__(self, widths: tuple[int, int, int, int]) -> None:
         super().__init__()

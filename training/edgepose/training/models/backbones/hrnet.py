@@ -52,6 +52,9 @@ class HrNet(Body):
     """`width` is 32 or 48: the channels of the stride-4 branch; each further branch has twice as many."""
 
     surplus = ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier.")
+    fresh = tuple(
+        f"stage4.2.fuse_layers.{branch}." for branch in (1, 2, 3)
+    )  # a pose HRNet gives out one branch
 
     def __init__(self, width: int) -> None:
         widths = (width, 2 * width, 4 * width, 8 * width)

@@ -11,22 +11,42 @@ from torch.nn import functional
 from edgepose.training.models.blocks import Residual, conv_bn_relu
 
 
-class ResidualPyramid(nn.Module):
-    """Images (B, 3, H, W), H and W multiples of 32 -> features (B, channels, H/4, W/4).
+class Residuals(nn.Module):
+    """Images (B, 3, H, W), H and W multiples of 32 -> four maps at strides 4, 8, 16 and 32.
 
     `widths` are the channels at strides 2, 4, 8, 16 and 32 (specs/qrpose.md section 3, profile tiny).
     """
 
-    def __init__(self, widths: Sequence[int], channels: int) -> None:
+    def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
         w2, w4, w8, w16, w32 = widths
+        self.widths = (w4, w8, w16, w32)
         self.stem = conv_bn_relu(3, w2, 3, 2)
         self.stage4 = Residual(w2, w4, 2)
         self.stage8 = Residual(w4, w8, 2)
         self.stage16 = nn.Sequential(Residual(w8, w16, 2), Residual(w16, w16))
         self.stage32 = nn.Sequential(Residual(w16, w32, 2), Residual(w32, w32))
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The four."""
+        c4 = self.stage4(self.stem(images))
+        c8 = self.stage8(c4)
+        c16 = self.stage16(c8)
+        return [c4, c8, c16, self.stage32(c16)]
+
+    def forward(self, images: Tensor) -> list[Tensor] | Tensor:
+        """The four."""
+        return self.maps(images)
+
+
+class ResidualPyramid(Residuals):
+    """The same and a way back: images -> features (B, channels, H/4, W/4)."""
+
+    def __init__(self, widths: Sequence[int], channels: int) -> None:
+        super().__init__(widths)
+        *finer, w32 = self.widths
         self.top = nn.Conv2d(w32, channels, 1)
-        self.laterals = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in (w16, w8, w4))
+        self.laterals = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in reversed(finer))
         self.merges = nn.ModuleList(conv_bn_relu(channels, channels) for _ in range(3))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -35,11 +55,9 @@ class ResidualPyramid(nn.Module):
         Bilinear upsampling: what a coarse cell says of a joint's offset is linear in the cell's place and so
         stays true between the cells; copied to all pixels of a cell it is wrong by up to half a cell.
         """
-        c4 = self.stage4(self.stem(images))
-        c8 = self.stage8(c4)
-        c16 = self.stage16(c8)
-        top = self.top(self.stage32(c16))
-        for lateral, merge, features in zip(self.laterals, self.merges, (c16, c8, c4), strict=True):
+        *finer, c32 = self.maps(images)
+        top = self.top(c32)
+        for lateral, merge, features in zip(self.laterals, self.merges, reversed(finer), strict=True):
             raised = functional.interpolate(top, scale_factor=2.0, mode="bilinear", align_corners=False)
             top = merge(raised + lateral(features))
         return cast(Tensor, top)

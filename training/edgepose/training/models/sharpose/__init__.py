@@ -18,7 +18,12 @@ PROFILES: dict[str, dict[str, Any]] = {
 }
 
 
-def build(name: str, **options: Any) -> SharPose:
+def config_of(name: str, **options: Any) -> Config:
     """A profile by name; options are the fields of `Config`, but not those that the name says."""
     known = fields_but(Config, ("size", "channels", "depth", "heads"))
-    return SharPose(configure(Config, name, PROFILES[name], options, known))
+    return configure(Config, name, PROFILES[name], options, known)
+
+
+def build(name: str, **options: Any) -> SharPose:
+    """The network of `config_of`."""
+    return SharPose(config_of(name, **options))

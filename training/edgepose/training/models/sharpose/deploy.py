@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from edgepose.training.models.attention import Attention
+
 if TYPE_CHECKING:
     from edgepose.training.models.sharpose.network import SharPose
+
+
+def folded(network: SharPose) -> SharPose:
+    """A copy for export whose attention has its scale in the weights of its queries, and 1 beside them.
+
+    Engines then see one chain from queries, keys and values to the result (section 9, item 4).
+    """
+    result = copy.deepcopy(network)
+    with torch.no_grad():
+        for module in result.modules():
+            if isinstance(module, Attention):
+                queries = slice(module.proj.in_features)
+                module.qkv.weight[queries] *= module.scale
+                module.qkv.bias[queries] *= module.scale
+                module.scale = 1.0  # a product with 1 is left out of the graph
+    return result
 
 
 class CoarseGraph(nn.Module):

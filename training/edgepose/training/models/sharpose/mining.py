@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgepose.training.models.sharpose.transformer import Heads
+from edgepose.training.models.attention import Heads
 
 DECAY = 0.99  # beta of section 2, item 5
 

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgepose.runtime.errors import EdgeposeError
+from edgepose.training.models.attention import Mlp
 from edgepose.training.models.sharpose.mining import DECAY, attention_paid, by_cell, picked, ranked
 from edgepose.training.models.sharpose.published import settings
-from edgepose.training.models.sharpose.transformer import Block, Mlp
+from edgepose.training.models.sharpose.transformer import Block
 
 log = logging.getLogger(__name__)
 
@@ -132,8 +133,10 @@ class Backbone(nn.Module):
         joints, cells = self.config.joints, self.config.cells
         half = functional.avg_pool2d(crops, 2)  # what bilinear interpolation does at exactly half the size
         embedded = self.patch_embed(half) + self.pos_embed_list[0]
-        special = torch.cat([self.quality_token, self.keypoint_tokens], 1)
-        tokens = torch.cat([special.expand(crops.shape[0], -1, -1), embedded], 1)
+        special = (
+            token.expand(crops.shape[0], -1, -1) for token in (self.quality_token, self.keypoint_tokens)
+        )
+        tokens = torch.cat([*special, embedded], 1)
         rows = slice(1, joints if self.config.reference else 1 + joints)
         scores = tokens.new_zeros(crops.shape[0], cells)
         for index, block in enumerate(self.blocks):

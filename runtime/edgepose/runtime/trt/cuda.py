@@ -1,0 +1,85 @@
+"""The little of CUDA that running an engine takes, as one protocol behind which pycuda or cuda-python."""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgepose.runtime.errors import EdgeposeError, HardwareError
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class OutOfMemory(HardwareError):
+    """The GPU's memory does not hold what was asked for."""
+
+
+class DeviceLost(HardwareError):
+    """The GPU or its context answers no more; nothing on it can be trusted or used again."""
+
+
+@dataclass(slots=True, eq=False)
+class Buffer:
+    """Page-locked memory and its counterpart on the device: copied between, or one and the same (mapped)."""
+
+    host: Bytes  # (size,) page-locked
+    address: int  # on the device
+    mapped: bool  # one memory under both names: nothing is copied
+    owner: Any = None  # what the library frees
+
+
+class Cuda(Protocol):
+    """One device's primary context. Everything but `close` is called inside `with cuda.current()`.
+
+    All raise OutOfMemory or DeviceLost, and MissingLibrary when the library is not there.
+    """
+
+    def current(self) -> AbstractContextManager[None]:
+        """The context is this thread's inside the block, and what was before it afterwards."""
+        ...
+
+    def allocate(self, size: int, mapped: bool) -> Buffer: ...
+
+    def free(self, buffer: Buffer) -> None: ...
+
+    def stream(self) -> int:
+        """A handle of a new stream; it goes with `close`."""
+        ...
+
+    def upload(self, buffer: Buffer, size: int, stream: int) -> None:
+        """The first `size` bytes of the host's side, queued for the device's."""
+        ...
+
+    def download(self, buffer: Buffer, size: int, stream: int) -> None:
+        """The first `size` bytes of the device's side, queued for the host's."""
+        ...
+
+    def wait(self, stream: int) -> None:
+        """Until all that was queued is done."""
+        ...
+
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes of the device."""
+        ...
+
+    def close(self) -> None: ...
+
+
+LIBRARIES = {
+    "pycuda": "edgepose.runtime.trt.cuda_pycuda:PyCuda",
+    "cuda-python": "edgepose.runtime.trt.cuda_python:CudaPython",
+}
+
+
+def open_cuda(library: str = "pycuda") -> Cuda:
+    """The first GPU through one of LIBRARIES. The driver must have been asked (`driver.require_gpu`)."""
+    if library not in LIBRARIES:
+        raise EdgeposeError(f"CUDA library {library!r}: choose one of {', '.join(LIBRARIES)}")
+    module, _, name = LIBRARIES[library].partition(":")
+    opened: Cuda = getattr(importlib.import_module(module), name)()
+    return opened

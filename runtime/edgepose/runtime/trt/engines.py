@@ -1,0 +1,233 @@
+"""From a bundle to a running engine: cached or built, proven on golden vectors, else the next safer one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepose.runtime.agreement import Array, Difference, largest
+from edgepose.runtime.bundle import Bundle
+from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.golden import apart, limit, read
+from edgepose.runtime.trt.board import Board, require_board
+from edgepose.runtime.trt.build import BuildFailed, Built, Settings, build
+from edgepose.runtime.trt.cache import EngineCache, Kept, Key, default_root
+from edgepose.runtime.trt.cuda import OutOfMemory, open_cuda
+from edgepose.runtime.trt.inspector import count_layers
+from edgepose.runtime.trt.precision import Attempt, attempts, rungs, typings
+from edgepose.runtime.trt.runner import EngineRefused, TensorRtBackend
+
+log = logging.getLogger(__name__)
+
+
+class NotReproduced(EdgeposeError):
+    """An engine that answers the golden pictures too differently."""
+
+
+# What makes an engine give way to the next safer one. A lost GPU or a missing library is not among them.
+_GIVES_WAY = (BuildFailed, EngineRefused, NotReproduced, OutOfMemory)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Where and how engines are made."""
+
+    settings: Settings = field(default_factory=Settings)
+    cuda: str = "pycuda"
+    root: Path = field(default_factory=default_root)
+    rebuild: bool = False  # also what is in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One attempt at an engine, as the build report tells it."""
+
+    precision: str
+    typing: str
+    view: str
+    problem: str  # empty for the one that is running
+    report: dict[str, Any]
+
+
+class Engines:
+    """All engines of one graph of a bundle on this board.
+
+    Raises HardwareError or MissingLibrary at once for what is not there, EdgeposeError for an unknown graph.
+    """
+
+    def __init__(self, bundle: Bundle, graph: str, options: Options) -> None:
+        self.board: Board = require_board()
+        self.settings = options.settings
+        self._cache = EngineCache(options.root)
+        self._bundle, self._graph, self._options = bundle, graph, options
+        # A choice of precision is remembered by the graph in full precision.
+        self._identity = bundle.files[bundle.graph(graph, "fp32").name]
+
+    def live(self, precision: str) -> tuple[TensorRtBackend | None, list[Step]]:
+        """The first engine from `precision` downwards that can be built and reproduces the golden vectors.
+
+        None when there is no such engine, with every step that was tried and what was wrong with it.
+        """
+        steps: list[Step] = []
+        self._require_view(precision)
+        for rung in rungs(precision):
+            backend, tried = self.exactly(rung)
+            steps += tried
+            if backend is not None:
+                return backend, steps
+        return None, steps
+
+    def exactly(self, precision: str) -> tuple[TensorRtBackend | None, list[Step]]:
+        """The engine of one precision, by the first way that works; None and the problems when none does."""
+        steps: list[Step] = []
+        for attempt in attempts(precision, typings()):
+            try:
+                backend, report = self._proven(attempt)
+            except _GIVES_WAY as error:
+                log.warning("no %s engine (%s typing): %s", attempt.precision, attempt.typing, error)
+                steps.append(Step(precision, attempt.typing, attempt.view, str(error), {}))
+                continue
+            return backend, [*steps, Step(precision, attempt.typing, attempt.view, "", report)]
+        return None, steps
+
+    def feeds(self, inputs: Iterable[str]) -> dict[str, Array]:
+        """The first golden picture by these names, for the batch the engines are to be fast for.
+
+        Not noise: one graph's output may be an index in the next.
+        """
+        known = read(self._bundle).known(self._bundle.spec)[0]
+        return {name: np.repeat(known[name], self.settings.batches[1], 0) for name in inputs}
+
+    def remembered(self) -> tuple[str, Engines]:
+        """The precision that `edgepose build` found best here, and the engines with the settings it had.
+
+        int8 and these engines before it was asked.
+        """
+        choice = self._cache.default(self._identity, self.board)
+        if choice is None:
+            return "int8", self
+        settings = choice["report"]["settings"]
+        options = replace(
+            self._options, settings=Settings(**{**settings, "batches": tuple(settings["batches"])})
+        )
+        return choice["precision"], Engines(self._bundle, self._graph, options)
+
+    def keep_default(self, precision: str, report: dict[str, Any]) -> None:
+        """Remember it, with the settings and the build report."""
+        kept = {"settings": asdict(self.settings), **report}
+        self._cache.keep_default(self._identity, self.board, precision, kept)
+
+    def _require_view(self, precision: str) -> None:
+        """Raises EdgeposeError when the bundle holds no file of the precision that was asked for."""
+        wanted = [attempt.view for attempt in attempts(rungs(precision)[0], typings())]
+        if not any(f"{self._graph}.{view}.onnx" in self._bundle.files for view in wanted):
+            self._bundle.graph(self._graph, wanted[0])
+
+    def _proven(self, attempt: Attempt) -> tuple[TensorRtBackend, dict[str, Any]]:
+        if f"{self._graph}.{attempt.view}.onnx" not in self._bundle.files:
+            raise BuildFailed(f"the bundle has no {self._graph}.{attempt.view}.onnx")
+        key = Key(
+            self._bundle.files[f"{self._graph}.{attempt.view}.onnx"],
+            self.board,
+            attempt,
+            self._options.settings,
+        )
+        kept = None if self._options.rebuild else self._cache.find(key)
+        if kept is not None and not kept.refusal:
+            try:
+                return self._started(kept, attempt), kept.report
+            except EngineRefused as error:
+                log.warning("%s", error)
+                kept = self._build(key, attempt, anew=True)
+        elif kept is None:
+            kept = self._build(key, attempt, anew=self._options.rebuild)
+        if kept.refusal:
+            raise BuildFailed(
+                f"{kept.refusal} (remembered from its build; try again: edgepose build --rebuild)"
+            )
+        return self._started(kept, attempt), kept.report
+
+    def _build(self, key: Key, attempt: Attempt, *, anew: bool) -> Kept:
+        """Build it, unless another process did so meanwhile and it need not be `anew`.
+
+        A failure is remembered: it takes minutes too.
+        """
+        with self._cache.building(key):
+            if not anew and (made := self._cache.find(key)) is not None:
+                return made
+            onnx = self._bundle.graph(self._graph, attempt.view)
+            log.warning("building the %s engine of %s here; this takes minutes", attempt.precision, onnx.name)
+            try:
+                built = build(onnx, attempt, self._options.settings, self._cache.timings(self.board))
+            except BuildFailed as error:
+                self._cache.keep(key, b"", {}, str(error))
+                raise
+            self._cache.keep_timings(self.board, built.timing_cache)
+            return self._cache.keep(key, built.plan, self._report(built, attempt))
+
+    def _report(self, built: Built, attempt: Attempt) -> dict[str, Any]:
+        with self._opened(built.plan) as backend:
+            layers = count_layers(backend.describe()).to_dict()
+        return {
+            "seconds": round(built.seconds, 1),
+            "bytes": len(built.plan),
+            "warnings": list(built.warnings),
+            "layers": layers,
+        }
+
+    def _opened(self, plan: bytes) -> TensorRtBackend:
+        cuda = open_cuda(self._options.cuda)
+        return TensorRtBackend(plan, cuda, mapped=self.board.integrated)
+
+    def _started(self, kept: Kept, attempt: Attempt) -> TensorRtBackend:
+        with _closed_on_error(self._opened(kept.plan)) as backend:
+            furthest = reproduce(backend, self._bundle, self._graph, attempt, self.settings.batches[0])
+            kept.report["golden"] = asdict(furthest)
+        return backend
+
+
+@contextmanager
+def _closed_on_error(backend: TensorRtBackend) -> Iterator[TensorRtBackend]:
+    try:
+        yield backend
+    except BaseException:
+        backend.close()
+        raise
+
+
+def reproduce(
+    backend: TensorRtBackend, bundle: Bundle, graph: str, attempt: Attempt, batch: int
+) -> Difference:
+    """How far the backend's answers to the golden pictures are from the recorded ones.
+
+    Each picture is asked `batch` times at once, for an engine that takes no fewer; all must be near.
+
+    Raises NotReproduced beyond the view's limit, EdgeposeError when the bundle has none recorded.
+    """
+    # Weak FP16 is made of the FP32 file, and held against what half precision answered.
+    view = f"{graph}.{attempt.view if attempt.precision == 'int8' else attempt.precision}"
+    golden, spec = read(bundle), bundle.spec
+    if view not in golden.expected:
+        raise EdgeposeError(f"{bundle.path}: has no golden vectors of {view}; export it again")
+    found: list[Difference] = []
+    for expected, known in zip(golden.expected[view], golden.known(spec), strict=True):
+        answers = backend.run({name: np.repeat(known[name], batch, 0) for name in backend.inputs})
+        singles = [{name: array[[index]] for name, array in answers.items()} for index in range(batch)]
+        found.append(apart([expected] * batch, singles, spec))
+    furthest, allowed = largest(found), limit(view, spec)
+    if not furthest.within(allowed):
+        raise NotReproduced(
+            f"the engine does not reproduce the golden vectors of {view}: it is "
+            f"{_figures(furthest)} away, allowed are {_figures(allowed)}"
+        )
+    return furthest
+
+
+def _figures(difference: Difference) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in asdict(difference).items())

@@ -1,0 +1,130 @@
+"""`edgepose build` as a user runs it: report, default, exit codes, the trtexec lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from standin_gpu import Gpu
+
+from edgepose.runtime import cli
+from edgepose.runtime.trt.engines import Engines, Options
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs the verb in this process; gives its exit code, stdout and stderr."""
+
+    def command(*words: object) -> tuple[int, str, str]:
+        words = ("edgepose", "build", *words, "--engines", tmp_path / "engines", "--rounds", "3")
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return (int(stop.value.code or 0), *capsys.readouterr())
+
+    return command
+
+
+@pytest.mark.parametrize("release", ["8.6", "10.3", "11.4"])
+def test_both_are_built_proven_and_timed_and_the_faster_one_is_the_default(
+    release: str, bundle, install, run, tmp_path
+) -> None:
+    install(release)
+    code, out, _ = run(bundle.path, "--json", "--batch", "1,2,4")
+    whole = json.loads(out)
+    report = whole["graphs"]["pose"]
+    assert code == 0
+    assert whole["board"]["tensorrt"].startswith(release)
+    assert whole["settings"]["batches"] == [1, 2, 4]
+    assert [(row["precision"], row["problem"]) for row in report["engines"]] == [("int8", ""), ("fp16", "")]
+    times = {row["name"]: row["p50_ms"] for row in report["timings"]}
+    assert times.keys() == {"int8", "fp16"}
+    assert report["default"] == min(times, key=times.__getitem__)
+    assert Engines(bundle, "pose", Options(root=tmp_path / "engines")).remembered()[0] == report["default"]
+    code, out, _ = run(bundle.path, "--batch", "1,2,4")
+    assert code == 0
+    assert "INT8/FP16/FP32" in out
+    assert "default here: " in out  # timed anew: which one is faster may differ on so small a graph
+
+
+def test_an_engine_that_answers_wrongly_is_not_the_default_however_fast(bundle, install, run) -> None:
+    install("11.4").faults.wrong_precisions = {"int8"}
+    code, out, _ = run(bundle.path, "--json")
+    report = json.loads(out)["graphs"]["pose"]
+    assert (code, report["default"]) == (0, "fp16")
+    assert "does not reproduce" in report["engines"][0]["problem"]
+    code, out, _ = run(bundle.path)
+    assert "no int8 engine (strong): the engine does not reproduce" in " ".join(out.split())
+
+
+def test_no_engine_at_all_fails_the_gate(bundle, install, run) -> None:
+    install("10.3").faults.wrong_precisions = {"int8", "fp16"}
+    code, _, err = run(bundle.path)
+    assert code == 1
+    assert "no engine of pose can be used here" in err
+
+
+def no_driver(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.faults.no_driver = True
+
+
+def no_tensorrt(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+
+
+def no_pycuda(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+
+
+def no_dla(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.dla_cores = 0
+
+
+@pytest.mark.parametrize(
+    ("lack", "words", "code", "sentence"),
+    [
+        (no_driver, (), 4, "cuInit says error 100"),
+        (no_tensorrt, (), 3, "comes with JetPack"),
+        (no_pycuda, (), 3, "pip install pycuda"),
+        (no_dla, ("--dla-core", "0"), 4, "--dla-core 0: this board has 0"),
+        (None, ("--batch", "2,1"), 2, "--batch 2,1: give one size"),
+        (None, ("--batch", "4,2,1"), 2, "smallest, best, largest"),
+        (None, ("--graph", "coarse"), 2, "has no coarse.fp32.onnx"),
+        (None, ("--precision", "int4"), 2, "int4"),
+    ],
+)
+def test_exit_codes(lack, words, code: int, sentence: str, bundle, install, run, monkeypatch) -> None:
+    gpu = install("10.3")
+    if lack is not None:
+        lack(gpu, monkeypatch)
+    found, _, err = run(bundle.path, *words)
+    assert found == code
+    assert sentence in err
+    assert "Traceback" not in err
+
+
+def test_a_missing_bundle_is_a_user_error(install, run, tmp_path: Path) -> None:
+    install("10.3")
+    code, _, err = run(tmp_path / "nowhere")
+    assert code == 2
+    assert "no such bundle" in err
+
+
+def test_trtexec_lines_need_no_board(bundle, run) -> None:
+    code, out, _ = run(bundle.path, "--print-trtexec", "10.3", "--batch", "2")
+    lines = out.splitlines()
+    assert code == 0
+    assert len(lines) == 4  # two precisions, strong and weak
+    assert "--minShapes=images:2x3x32x32" in lines[0]
+
+
+def test_every_graph_of_a_bundle_is_built(install, run, two_graphs) -> None:
+    install("10.3")
+    code, out, err = run(two_graphs.path, "--json", "--precision", "fp32", "--batch", "1,2,4")
+    assert code == 0, err
+    found = json.loads(out)["graphs"]
+    assert {name: graph["default"] for name, graph in found.items()} == {"coarse": "fp32", "fine": "fp32"}
+    code, out, _ = run(two_graphs.path, "--json", "--precision", "fp32", "--graph", "fine")
+    assert list(json.loads(out)["graphs"]) == ["fine"]

@@ -1,0 +1,241 @@
+"""QueryPose in the loop: how fast what learns, who is to be found, and that a batch is learnt."""
+
+from __future__ import annotations
+
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed
+
+from edgepose.calibration.dataset import open_dataset
+from edgepose.runtime.errors import EdgeposeError
+from edgepose.training.batch import Batch
+from edgepose.training.families.querypose import QueryPoseCourse, QueryPoseRecipe, people_each
+from edgepose.training.loop import CHECKPOINT, Trainer
+from edgepose.training.models import build
+from edgepose.training.models.querypose.losses import Outputs
+from edgepose.training.models.querypose.targets import targets_of
+from edgepose.training.models.weights import read_weights
+from edgepose.training.recipe import open_recipe, parse_recipe
+
+RECIPE = """
+model: querypose_tiny
+size: 64
+seed: 3
+data: {train: "synthetic:count=6,seed=1,size=64", workers: 0, min_area: 0}
+schedule: {steps: 5, batch: 2, learning_rate: 2.0e-3}
+"""
+TERMS = ("score", "box", "overlap", "joints")
+
+
+def recipe(**changes: str) -> QueryPoseRecipe:
+    text = RECIPE
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    parsed = parse_recipe(text, "test")
+    assert isinstance(parsed, QueryPoseRecipe)
+    return parsed
+
+
+def course(**changes: str) -> QueryPoseCourse:
+    return QueryPoseCourse(recipe(**changes), rank=0)
+
+
+def without(batch: Batch, **fields: Tensor) -> Batch:
+    return batch._replace(people=batch.people._replace(**fields))
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    return next(iter(course().batches(0)))
+
+
+def test_rates_and_decay_are_the_papers() -> None:
+    """Section 10: everything decays, and what is called flow learns ten times as fast."""
+    settings = open_recipe("querypose_hrnet32")
+    assert isinstance(settings, QueryPoseRecipe)
+    with torch.device("meta"):
+        model = build(settings.model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = QueryPoseCourse(settings, 0).groups(model)
+    scales = {names[id(p)]: group["scale"] for group in groups for p in group["params"]}
+    assert scales.keys() == dict(model.named_parameters()).keys()
+    assert sum(len(group["params"]) for group in groups) == len(scales)
+    assert {name for name, scale in scales.items() if scale != 1} == {n for n in scales if "flow" in n}
+    assert {scale for name, scale in scales.items() if "flow" in name} == {10}
+    assert {group["weight_decay"] for group in groups} == {1e-4}
+    schedule = settings.schedule
+    assert (schedule.learning_rate, schedule.clip) == (2.5e-5, 1.0)
+    assert settings.processes * schedule.batch == 16
+    drops = [round(drop * schedule.steps, -3) for drop in schedule.drops or ()]
+    assert (schedule.steps, drops) == (280_000, [220_000, 260_000])
+    assert round(schedule.rise * schedule.steps) == pytest.approx(1000, abs=1)
+    assert astuple(QueryPoseCourse(settings, 0)._loss.weights) == (2, 5, 2, 1)
+
+
+@pytest.mark.parametrize("rules", ["corrected", "reference"])
+def test_the_recipe_reaches_the_network(rules: str) -> None:
+    changed = course(**{"seed: 3": f"seed: 3\nrules: {rules}\nnetwork: {{queries: 9, top_k: 4}}"})
+    config = changed.fresh_model().config
+    assert (config.reference, config.queries, config.top_k) == (rules == "reference", 9, 4)
+    assert config.size == (changed.spec.width, changed.spec.height) == (64, 64)
+
+
+def test_a_batch_is_learnt(batch: Batch) -> None:
+    """The same two pictures again and again: what the last stage says of them comes nearer."""
+    plan = course()
+    model = plan.fresh_model().train()
+    optimizer = torch.optim.AdamW(plan.groups(model), 2e-3)
+    seen = []
+    for step in range(20):
+        terms = plan.terms(model, batch, step)
+        assert list(terms) == [f"{name}_{stage}" for stage in range(3) for name in TERMS]
+        optimizer.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        seen.append({name: float(term.detach()) for name, term in terms.items()})
+    first, last = seen[0], seen[-1]
+    for name in ("box_2", "overlap_2", "score_2"):
+        assert last[name] < 0.7 * first[name], name
+
+
+def test_a_batch_is_the_same_from_worker_processes_and_after_a_resume() -> None:
+    plain, shared = course(), course(**{"workers: 0": "workers: 1"})
+    whole = list(plain.batches(0))
+    for batches in (shared.batches(0), [*whole[:2], *plain.batches(2)]):
+        for a, b in zip(whole, batches, strict=True):
+            assert a.ids == b.ids
+            assert torch.equal(a.images, b.images)
+            assert all(torch.equal(x, y) for x, y in zip(a.people, b.people, strict=True))
+
+
+def test_boxes_end_where_the_picture_does() -> None:
+    """Scaled by up to 1.35 and moved, many people reach beyond it."""
+    for batch in course(**{"steps: 5": "steps: 8"}).batches(0):
+        people = batch.people
+        boxes = people.boxes[people.valid]
+        assert (boxes >= -0.5).all()
+        assert (boxes <= 63.5).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+def learnt(plan: QueryPoseCourse, batch: Batch) -> tuple[dict[str, Tensor], Any]:
+    """One step's terms, and the network with its gradients."""
+    model = plan.fresh_model().train()
+    terms = plan.terms(model, batch, 0)
+    torch.stack(list(terms.values())).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    return terms, model
+
+
+@pytest.mark.parametrize("rules", ["corrected", "reference"])
+def test_a_batch_of_background_teaches_scores_alone(batch: Batch, rules: str) -> None:
+    plan = course(**{"seed: 3": f"seed: 3\nrules: {rules}"})
+    terms, model = learnt(plan, without(batch, valid=torch.zeros_like(batch.people.valid)))
+    values = {name: float(term.detach()) for name, term in terms.items()}
+    for stage in range(3):
+        assert values[f"score_{stage}"] > 0
+        assert [values[f"{name}_{stage}"] for name in TERMS[1:]] == [0, 0, 0]
+    assert float(model.pose_stages[0].convs[0].weight.grad.abs().sum()) == 0
+    assert float(model.box_stages[0].logit.weight.grad.abs().sum()) > 0
+
+
+def test_people_without_a_labelled_joint_are_boxes_to_be_found(batch: Batch) -> None:
+    plan = course()
+    labelled = torch.zeros_like(batch.people.labelled)
+    terms, model = learnt(plan, without(batch, labelled=labelled))
+    for stage in range(3):
+        assert float(terms[f"box_{stage}"].detach()) > 0
+        assert float(terms[f"joints_{stage}"].detach()) == 0
+    assert float(model.flow.t[0][0].weight.grad.abs().sum()) == 0
+    outputs = model(torch.zeros(2, 3, 64, 64), targets_of(without(batch, labelled=labelled).people))
+    assert isinstance(outputs, Outputs)
+    assert len(outputs.stages[0].matches.person) == int(batch.people.valid.sum())
+
+
+def test_the_terms_are_of_each_person_of_all_processes(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes, of which the other one has 6 people more: the mean divides."""
+    targets, count = targets_of(batch.people), int(batch.people.valid.sum())
+    assert people_each(targets) == count > 0
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce", lambda tensor: tensor.mul_(2).add_(6))
+    assert people_each(targets) == count + 3
+
+
+def test_frozen_layers_are_saved_and_resumed(tmp_path: Path) -> None:
+    """As in querypose_r50, whose first layers never learn and have no moments."""
+
+    class Frozen(Trainer):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            self.model.backbone.requires_grad_(False)
+
+    smoke = open_recipe("querypose_smoke")
+    run = Frozen(smoke, tmp_path)
+    run.learn(next(iter(run.course.batches(0))))
+    run.save()
+    kept = read_weights(tmp_path / CHECKPOINT)
+    moments = {name for name in kept if "exp_avg" in name}
+    assert moments
+    assert not any("backbone" in name for name in moments)
+    again = Frozen(smoke, tmp_path)
+    again.resume()
+    assert again.step == 1
+    again.learn(next(iter(again.course.batches(1))))
+
+
+class NotANumber(Trainer):
+    """A run whose step 3 loses its numbers in one of the pictures' pixels."""
+
+    def learn(self, batch: Any) -> dict[str, float]:
+        if self.step == 2:
+            images = batch.images.float()
+            images[1, 0, 0, 0] = torch.nan
+            batch = batch._replace(images=images)
+        return super().learn(batch)
+
+
+def test_a_picture_that_is_no_number_stops_a_run_that_then_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
+    smoke = open_recipe("querypose_smoke")
+    smoke = smoke.model_copy(update={"schedule": smoke.schedule.model_copy(update={"steps": 3})})
+    whole, out = Trainer(smoke, tmp_path / "whole"), tmp_path / "run"
+    whole.run()
+    ids = list(whole.course.batches(0))[2].ids
+    with pytest.raises(EdgeposeError, match="the loss of step 3 is no finite number") as caught:
+        NotANumber(smoke, out).run()
+    assert f"for pictures {', '.join(map(str, ids))} of synthetic:" in str(caught.value)
+    resumed = Trainer(smoke, out)
+    resumed.resume()
+    assert resumed.step == 2
+    resumed.run()
+    expected, found = read_weights(tmp_path / "whole" / CHECKPOINT), read_weights(out / CHECKPOINT)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("seed: 3", "seed: 3\nnetwork: {stages: 2}"), "unknown key 'network.stages'"),
+        (("seed: 3", "seed: 3\nnetwork: {queries: 0}"), "key 'network.queries' is 0"),
+        (("seed: 3", "seed: 3\nloss: {boxes: 2}"), "unknown key 'loss.boxes'; did you mean 'box'"),
+        (("seed: 3", "seed: 3\nrules: plain"), "key 'rules' is 'plain'"),
+        (("batch: 2", "batch: 2, flow: 0"), "key 'schedule.flow' is 0: .*greater than 0"),
+    ],
+)
+def test_wrong_keys_are_named(change: tuple[str, str], message: str) -> None:
+    with pytest.raises(EdgeposeError, match=message):
+        recipe(**dict([change]))
+
+
+def test_the_score_is_of_the_validation_pictures() -> None:
+    """An untrained network finds no pose of a picture that it is asked about."""
+    plan = course()
+    score = plan.score(plan.fresh_model(), open_dataset("synthetic:count=1,seed=5,size=192"))
+    assert 0 <= score["ap"] < 0.1

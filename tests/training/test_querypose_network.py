@@ -1,0 +1,655 @@
+"""QueryPose's parts against other implementations, its gating, its files, and what it refuses."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.skeleton import SKELETONS
+from edgepose.training.models import build, load_backbone, load_published
+from edgepose.training.models.backbones.resnet import ResNet
+from edgepose.training.models.querypose import FREE, NAMES, PROFILES, TINY
+from edgepose.training.models.querypose.config import Config
+from edgepose.training.models.querypose.dynamic import DynamicConv
+from edgepose.training.models.querypose.network import QueryPose
+from edgepose.training.models.querypose.parts import PARTS, places
+from edgepose.training.models.querypose.pyramids import Fpn, HrFpn, HrFpnV1
+from edgepose.training.models.querypose.roi import STRIDES, pooled, pooled_by_size
+
+GOLDEN = Path(__file__).parents[3] / "shared/golden/querypose"
+OUTPUTS = ("scores", "boxes", "keypoints", "keypoint_scores")
+SIZE = (96, 64)  # width, height
+# A published network's form with less inside, so that a test may hold several.
+SMALL: dict[str, Any] = {
+    **{"size": SIZE, "queries": 12, "stages": 2, "channels": 32, "heads": 4, "hidden": 48, "top_k": 5},
+    **{"dynamic_channels": 8, "part_channels": 16, "pose_layers": 2, "pose_channels": 24},
+}
+
+
+def made(**options: Any) -> QueryPose:
+    network = build(TINY, **{"size": SIZE, **options})
+    assert isinstance(network, QueryPose)
+    return network
+
+
+def lively(network: QueryPose) -> QueryPose:
+    """Unequal queries, boxes of many sizes and far joints, as after training."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            noise = torch.randn_like(parameter)
+            if parameter.ndim > 1:
+                parameter.copy_((0.2 if ".delta." in name else 1.0) * noise / math.sqrt(parameter[0].numel()))
+            else:
+                parameter.copy_(0.01 * noise if name.endswith("bias") else 1 + 0.1 * noise)
+        centre, size = torch.randn(2, len(network.queries.boxes), 2)
+        boxes = torch.cat([0.5 + 0.2 * centre.tanh(), 0.05 + 1.2 * torch.sigmoid(1.5 * size)], -1)
+        network.queries.boxes.copy_(boxes)
+    return network.eval()
+
+
+def images(count: int, size: tuple[int, int] = SIZE) -> Tensor:
+    return torch.randn(count, 3, size[1], size[0], generator=torch.Generator().manual_seed(2))
+
+
+# Pooling.
+
+
+def onnx_roi_align(features: Tensor, boxes: Tensor, stride: int, cells: int) -> Tensor:
+    """ONNX Runtime's own, for boxes (N, 4) in one picture's map (1, C, H, W)."""
+    onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    helper, kind = onnx.helper, onnx.TensorProto
+    node = helper.make_node(
+        "RoiAlign",
+        ["x", "rois", "images"],
+        ["y"],
+        output_height=cells,
+        output_width=cells,
+        sampling_ratio=2,
+        spatial_scale=1 / stride,
+        coordinate_transformation_mode="half_pixel",
+    )
+    inputs = [
+        helper.make_tensor_value_info(n, t, None)
+        for n, t in zip(("x", "rois", "images"), (1, 1, 7), strict=True)
+    ]
+    output = helper.make_tensor_value_info("y", kind.FLOAT, None)
+    graph = helper.make_graph([node], "roi", inputs, [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    feeds = {"x": features.numpy(), "rois": boxes.numpy(), "images": np.zeros(len(boxes), np.int64)}
+    return torch.from_numpy(session.run(None, feeds)[0])
+
+
+def random_boxes(seed: int, count: int, side: float) -> Tensor:
+    """(count, 4), many of them far outside a picture of `side` pixels, some turned inside out."""
+    generator = torch.Generator().manual_seed(seed)
+    centre = side * (torch.rand(count, 2, generator=generator) * 2 - 0.5)
+    size = side * torch.randn(count, 2, generator=generator)
+    return torch.cat([centre - size / 2, centre + size / 2], -1)
+
+
+@settings(max_examples=20)
+@given(
+    seed=st.integers(0, 10_000), width=st.integers(1, 30), height=st.integers(1, 30), cells=st.integers(1, 9)
+)
+def test_pooling_is_roi_align(seed: int, width: int, height: int, cells: int) -> None:
+    """Of two pictures, each of which must be read in its own map."""
+    maps = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(seed))
+    boxes = torch.stack([random_boxes(seed + picture, 9, 4.0 * max(width, height)) for picture in (0, 1)])
+    expected = [onnx_roi_align(maps[i : i + 1], boxes[i], 4, cells) for i in (0, 1)]
+    got = pooled(maps, boxes, cells, "roialign")
+    assert torch.allclose(got, torch.cat(expected), atol=2e-5)
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 10_000))
+def test_each_box_is_read_from_the_map_of_its_size(seed: int) -> None:
+    """The logarithm of section 6, and the coarsest or the finest map beyond."""
+    generator = torch.Generator().manual_seed(seed)
+    maps = [torch.randn(1, 2, 64 >> level, 64 >> level, generator=generator) for level in range(4)]
+    centre = 256 * torch.rand(12, 2, generator=generator)
+    side = 2 ** (3 + 8 * torch.rand(12, 2, generator=generator))
+    boxes = torch.cat([centre - side / 2, centre + side / 2], -1)
+    boxes[0] = boxes[0, [0, 1, 0, 1]]  # without area
+    level = (4 + torch.log2((boxes[:, 2:] - boxes[:, :2]).prod(-1).sqrt() / 224 + 1e-8)).floor().clamp(2, 5)
+    expected = [onnx_roi_align(maps[i], boxes, stride, 7) for i, stride in enumerate(STRIDES)]
+    chosen = torch.stack([expected[int(i) - 2][row] for row, i in enumerate(level)])
+    assert torch.allclose(pooled_by_size(maps, boxes[None], 7, "roialign"), chosen, atol=2e-5)
+
+
+def test_the_level_changes_at_112_224_and_448_pixels() -> None:
+    maps = [torch.full((1, 1, 512 >> level, 512 >> level), float(level)) for level in range(4)]
+    sides = (8.0, 111.9, 112.0, 223.9, 224.0, 447.9, 448.0, 2000.0)
+    boxes = torch.tensor(
+        [[[1000 - side / 2, 1000 - side / 2, 1000 + side / 2, 1000 + side / 2] for side in sides]]
+    )
+    levels = pooled_by_size(maps, boxes, 7, "roialign")[:, 0, 3, 3].tolist()
+    assert levels == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+# Layers.
+
+
+def test_a_dynamic_layer_is_written_out() -> None:
+    """Weights in the order of section 7: the first half (C, D), the second (D, C), cells before channels."""
+    C, D = 6, 4
+    layer, queries, regions = DynamicConv(C, D, 3), torch.randn(5, C), torch.randn(5, C, 3, 3)
+    with torch.no_grad():
+        got = layer(queries, regions)
+        for person in range(5):
+            made = layer.dynamic_layer(queries[person])
+            first, second = made[: C * D].reshape(C, D), made[C * D :].reshape(D, C)
+            cells = [regions[person, :, row, column] for row in range(3) for column in range(3)]
+            seen = [functional.layer_norm(cell @ first, (D,)).relu() for cell in cells]
+            seen = [functional.layer_norm(cell @ second, (C,)).relu() for cell in seen]
+            expected = functional.layer_norm(layer.out_layer(torch.cat(seen)), (C,)).relu()
+            assert torch.allclose(got[person], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("neck", [Fpn, HrFpn, HrFpnV1])
+def test_pyramids_keep_places(neck: Any) -> None:
+    """Each level of each pyramid holds the mean place of its cells when its maps hold theirs."""
+    made = neck((2, 2, 2, 2), 2).eval()
+    for module in made.modules():
+        if isinstance(module, nn.Conv2d):
+            middle = module.kernel_size[0] // 2
+            nn.init.zeros_(module.weight)
+            inputs = module.weight.shape[1] // 2
+            for channel in (0, 1):
+                module.weight.data[channel, channel::2, middle, middle] = 1 / inputs
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    maps = []
+    for stride in STRIDES:
+        along = (torch.arange(128 // stride) + 0.5) * stride
+        maps.append(torch.stack(torch.meshgrid(along, along, indexing="xy"))[None])
+    with torch.no_grad():
+        levels = made(maps)
+    counts = {Fpn: (4, 3, 2, 1), HrFpn: (1, 1, 1, 1), HrFpnV1: (1, 2, 3, 4)}[neck]
+    for level, features in enumerate(levels):
+        assert features.shape == maps[level].shape
+        # Nearest copies of FPN move a place by up to half a coarse cell; their mean over such a cell stays.
+        whole = 8 >> level
+        got, expected = functional.avg_pool2d(features, whole), functional.avg_pool2d(maps[level], whole)
+        inner = got[..., 1:-1, 1:-1] / counts[level]
+        assert torch.allclose(inner, expected[..., 1:-1, 1:-1], atol=1e-3)
+
+
+@pytest.mark.parametrize("skeleton", PARTS)
+def test_parts_hold_every_joint_once_and_are_mirrored(skeleton: str) -> None:
+    parts, joints = PARTS[skeleton], SKELETONS[skeleton]
+    written = [joint for part in parts for joint in part]
+    assert sorted(written) == list(range(len(joints)))
+    assert [written[place] for place in places(parts)] == list(range(len(joints)))
+    assert {frozenset(joints.mirror[joint] for joint in part) for part in parts} == set(map(frozenset, parts))
+    if skeleton == "coco17":  # section 8.6
+        assert places(parts) == [0, 1, 2, 3, 4, 5, 6, 7, 9, 8, 10, 11, 12, 13, 15, 14, 16]
+
+
+# The graph.
+
+
+@pytest.mark.parametrize("top_k", [20, 10, 7])
+def test_gating_changes_nothing_about_those_who_stay(top_k: int) -> None:
+    """Not by a bit: with the default of 20, and with fewer."""
+    gated, every = lively(made(top_k=top_k)), lively(made(top_k=None))
+    with torch.no_grad():
+        few, all_ = gated(images(2)), every(images(2))
+        told = every.boxed(every.backbone(images(2)), torch.tensor([SIZE] * 2).float())
+    best = told[-1].logits.argsort(1, descending=True)[:, :top_k]
+    for name in OUTPUTS:
+        chosen = torch.stack([values[rows] for values, rows in zip(all_[name], best, strict=True)])
+        assert few[name].shape[:2] == (2, top_k)
+        assert (few[name] - chosen).abs().max().item() == 0.0, name
+    assert torch.equal(all_["boxes"], told[-1].boxes), "without gating the queries keep their order"
+    assert few["keypoints"].std() > 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ["querypose_hrnet32", "querypose_r50_full"])
+def test_gating_changes_nothing_in_a_published_network(name: str) -> None:
+    """All 100 queries, and the 20 best."""
+    found = {}
+    for top_k in (20, None):
+        network = build(name, size=SIZE, top_k=top_k)
+        assert isinstance(network, QueryPose)
+        with torch.no_grad():
+            found[top_k] = lively(network)(images(1))
+    few, all_ = found[20], found[None]
+    rows = [int((all_["boxes"][0] == box).all(-1).nonzero()[0]) for box in few["boxes"][0]]
+    for key in OUTPUTS:
+        assert (few[key][0] - all_[key][0, rows]).abs().max().item() == 0.0, key
+
+
+def test_outputs_hold_together() -> None:
+    """Scores from persons and joints, keypoints from boxes: section 9."""
+    network = lively(made(top_k=None))
+    with torch.no_grad():
+        maps = network.backbone(images(2))
+        out = network(images(2))
+        told = network.boxed(maps, torch.tensor([SIZE] * 2).float())
+        joints = network.posed(maps[0], told)
+    sure = (1 - joints.deviations.mean(-1)).reshape(2, 30, 17)
+    assert torch.allclose(out["keypoint_scores"], sure)
+    assert torch.allclose(out["scores"], torch.sigmoid(told[-1].logits) * sure.mean(-1))
+    x0, y0, x1, y1 = out["boxes"].unbind(-1)
+    place = joints.coordinates.reshape(2, 30, 17, 2)
+    assert torch.allclose(
+        out["keypoints"][..., 0], (place[..., 0] + 0.5) * (x1 - x0)[..., None] + x0[..., None], atol=1e-3
+    )
+    assert torch.allclose(
+        out["keypoints"][..., 1], (place[..., 1] + 0.5) * (y1 - y0)[..., None] + y0[..., None], atol=1e-3
+    )
+
+
+def test_sizes_without_padding_scale_the_first_boxes_alone() -> None:
+    """By default the whole input is the picture."""
+    network = lively(made())
+    with torch.no_grad():
+        default = network(images(2))
+        whole = network(images(2), sizes=torch.tensor([SIZE] * 2).float())
+        half = network(images(2), sizes=torch.tensor([SIZE, (48, 64)]).float())
+    for name in OUTPUTS:
+        assert torch.equal(default[name], whole[name])
+        assert torch.equal(default[name][0], half[name][0])
+        assert not torch.equal(default[name][1], half[name][1])
+    first = network.queries.first_boxes(torch.tensor([[200.0, 100.0]]))
+    centre, size = network.queries.boxes[0, :2], network.queries.boxes[0, 2:]
+    expected = torch.cat([centre - size / 2, centre + size / 2]) * torch.tensor([200.0, 100, 200, 100])
+    assert torch.allclose(first[0, 0], expected)
+
+
+def test_pictures_of_a_batch_do_not_meet() -> None:
+    network = lively(made())
+    with torch.no_grad():
+        both, second = network(images(2)), network(images(2)[1:])
+    for name in OUTPUTS:
+        assert torch.allclose(both[name][1], second[name][0], atol=1e-3), name
+
+
+def test_fourteen_joints_are_a_configuration() -> None:
+    network = lively(made(skeleton="crowdpose14"))
+    with torch.no_grad():
+        out = network(images(1))
+    assert [tuple(out[name].shape) for name in OUTPUTS] == [(1, 20), (1, 20, 4), (1, 20, 14, 2), (1, 20, 14)]
+    with torch.device("meta"):
+        published = build("querypose_hrnet32", skeleton="crowdpose14").state_dict()
+    assert published["pose_stages.5.coordinates.0.weight"].shape == (4, 128)
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize("size", [(31, 31), (96, 31), (0, 64), (100, 64)])
+def test_images_that_the_maps_do_not_divide_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(
+        EdgeposeError, match=rf"of {size[0]}x{size[1]} pixels; letterbox them to sides divisible by 32"
+    ):
+        made().eval()(images(1, size))
+
+
+def test_the_smallest_image_and_an_empty_batch() -> None:
+    with torch.no_grad():
+        smallest, nobody = lively(made())(images(1, (32, 32))), lively(made())(images(0))
+    assert all(value.isfinite().all() for value in smallest.values())
+    assert [tuple(nobody[name].shape) for name in OUTPUTS] == [
+        (0, 20),
+        (0, 20, 4),
+        (0, 20, 17, 2),
+        (0, 20, 17),
+    ]
+
+
+def test_training_needs_targets() -> None:
+    with pytest.raises(TypeError, match="needs the targets"):
+        made().train()(images(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        (TINY, {"top": 3}, "unknown option 'top' of querypose_tiny; did you mean 'top_k'"),
+        (TINY, {"top_k": 31}, "top_k is 31 of 30 queries; choose at most 30"),
+        (TINY, {"top_k": 0}, "querypose_tiny: option 'top_k"),
+        (TINY, {"size": (100, 64)}, r"size is \(100, 64\); choose sides divisible by 32"),
+        (TINY, {"heads": 3}, "do not split into 3 heads; choose multiples of 3"),
+        (TINY, {"backbone": "resnet50"}, "unknown option 'backbone' of querypose_tiny"),
+        (
+            "querypose_r50",
+            {"channels": 128},
+            "unknown option 'channels' of querypose_r50; known are size, skeleton",
+        ),
+        ("querypose_r50", {"full": True}, "unknown option 'full' of querypose_r50"),
+        ("querypose_r50", {"roi": "deformable"}, "querypose_r50: option 'roi' is 'deformable'"),
+        ("querypose_r50", {"skeleton": "mpii"}, "querypose_r50: option 'skeleton' is 'mpii'"),
+    ],
+)
+def test_wrong_options_are_named(name: str, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(EdgeposeError, match=sentence):
+        build(name, **options)
+
+
+# Size and work.
+
+WORK = {  # GFLOP of backbone and pyramid at 512x512 (section 12), M parameters of both (section 1)
+    "querypose_r50": (72.4, 23.455 + 3.344),
+    "querypose_hrnet32": (112.2, 29.306 + 3.074),
+    "querypose_hrnet48": (201.6, 65.325 + 3.318),
+    "querypose_swint": (78.2, 27.521 + 2.730),
+    "querypose_swinb": (201.4, 86.745 + 2.853),
+    "querypose_swinl": (416.5, 194.998 + 3.099),
+}
+
+
+def millions(module: nn.Module) -> float:
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+
+HEAVY = ("querypose_hrnet48", "querypose_swinb", "querypose_swinl")  # to build, even without numbers
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in WORK]
+)
+def test_backbones_have_the_size_and_do_the_work_of_the_spec(name: str) -> None:
+    with torch.device("meta"):
+        network = build(name).eval()
+    assert isinstance(network, QueryPose)
+    work, size = WORK[name]
+    unread = {"querypose_hrnet32": 0.590, "querypose_hrnet48": 0.590 + 0.012}.get(
+        name, 0
+    )  # fpn_conv.4, lateral 0
+    assert millions(network.backbone) + unread == pytest.approx(size, abs=1.5e-3)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network.backbone(torch.empty(1, 3, 512, 512, device="meta"))
+    assert counter.get_total_flops() / 1e9 == pytest.approx(work, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "work"),
+    [
+        ("querypose_r50", 82.552, {10: 304.4, 20: 608.7, 100: 3043.7}),
+        ("querypose_r50_full", 216.471, {10: 307.8, 20: 615.6, 100: 3078.1}),
+    ],
+)
+def test_heads_have_the_size_and_do_the_work_of_the_spec(
+    name: str, size: float, work: dict[int, float]
+) -> None:
+    """Gating by ten makes the pose stages ten times cheaper (sections 1 and 12)."""
+    with torch.device("meta"):
+        network = build(name).eval()
+        assert isinstance(network, QueryPose)
+        unread = 6 * (128 * 128 + 256) / 1e6  # fc3 and its norm
+        assert millions(network.pose_stages) + unread == pytest.approx(size, abs=1e-3)
+        assert millions(network.box_stages) == pytest.approx(79.291, abs=1e-3)
+        maps = [torch.empty(1, 256, 16 >> level, 16 >> level) for level in range(4)]
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            told = network.boxed(maps, torch.empty(1, 2))
+        assert counter.get_total_flops() / 1e9 == pytest.approx(17.8, rel=2e-3)
+        for people, expected in work.items():
+            chosen = [stage.chosen(torch.zeros(1, people, dtype=torch.int64)) for stage in told]
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                network.posed(maps[0], chosen)
+            assert counter.get_total_flops() / 1e9 == pytest.approx(expected, rel=1e-3)
+
+
+def test_tiny_is_small() -> None:
+    network = made()
+    assert sum(value.numel() * value.element_size() for value in network.state_dict().values()) < 5.9e6
+    assert len(network.box_stages) <= 3
+    assert len(network.queries.features) <= 30
+
+
+# Files.
+
+
+@cache
+def small(full: bool, backbone: str = "resnet50") -> Config:
+    return Config(backbone=backbone, full=full, **SMALL)  # type: ignore[arg-type]
+
+
+INSIDE = {  # of a box stage and of a pose stage, and what their authors call it
+    "box": {
+        "attention.qkv.weight": "self_attn.in_proj_weight",
+        "attention.qkv.bias": "self_attn.in_proj_bias",
+        "attention.proj": "self_attn.out_proj",
+        "attention_norm": "norm1",
+        "interaction.": "inst_interact.",
+        "interaction_norm": "norm2",
+        "feed.fc": "linear",
+        "feed_norm": "norm3",
+        "classify": "cls_module",
+        "logit": "class_logits",
+        "regress": "reg_module",
+        "delta": "bboxes_delta",
+    },
+    "pose": {
+        "convs": "inst_convs",
+        "embedding.raise_": "part_embed_generator.upsample",
+        "embedding.attend": "part_embed_generator.LSA_conv",
+        "embedding.embed": "part_embed_generator.fc",
+        "residual": "residual_filter",
+        "selection.norm": "updater.norm_fc1",
+        "selection": "updater",
+        "attention.qkv.weight": "kps_self_attn.in_proj_weight",
+        "attention.qkv.bias": "kps_self_attn.in_proj_bias",
+        "attention.proj": "kps_self_attn.out_proj",
+        "attention_norm": "self_attn_norm",
+        "feed_norm": "norm2_l",
+        "instance.interaction.": "pose_decoder_inst_interact.",
+        "instance.interaction_norm": "inst_norm",
+        "instance.feed_norm": "norm2",
+        "instance.feed.fc": "linear",
+    },
+}
+
+
+def authors_name(key: str) -> str:
+    """What the authors call one of our R50 network's tensors; written without our mapping."""
+    part, _, rest = key.partition(".")
+    if part == "queries":
+        return {"features": "init_proposal_features", "boxes": "init_proposal_boxes", "parts": "part_query"}[
+            rest
+        ] + ".weight"
+    if part == "flow":
+        return f"criterion.flow.flow.{rest}"
+    if part in ("box_stages", "pose_stages"):
+        index, _, inner = rest.partition(".")
+        inner = re.sub(r"^feed\.fc(\d)", r"linear\1_l", inner) if part == "pose_stages" else inner
+        inner = re.sub(r"^coordinates\.(\d)", r"fc_coord.\1.linear", inner)
+        inner = re.sub(r"^deviations\.(\d)", r"fc_sigma.\1.linear", inner)
+        for ours, theirs in INSIDE[part.removesuffix("_stages")].items():
+            if inner.startswith(ours):
+                inner = theirs + inner[len(ours) :]
+                break
+        return f"head.{'head' if part == 'box_stages' else 'pose_head'}_series.{index}.{inner}"
+    neck = re.fullmatch(r"backbone\.neck\.(lateral|output)s\.(\d)\.(.*)", key)
+    if neck:
+        return f"backbone.fpn_{neck[1]}{int(neck[2]) + 2}.{neck[3]}"
+    rest = (
+        key.removeprefix("backbone.body.")
+        .replace("downsample.0", "shortcut")
+        .replace("downsample.1", "shortcut.norm")
+    )
+    rest = re.sub(r"bn(\d)", r"conv\1.norm", rest)
+    layer = re.match(r"layer(\d)\.", rest)
+    rest = f"res{int(layer[1]) + 1}.{rest[7:]}" if layer else f"stem.{rest}"
+    return f"backbone.bottom_up.{rest}"
+
+
+def blank(config: Config) -> QueryPose:
+    """All zeros: quicker than random, and nothing that a file could hold."""
+    with torch.device("meta"):
+        network = QueryPose(config)
+    network = network.to_empty(device="cpu")
+    for value in network.state_dict().values():
+        value.zero_()
+    return network
+
+
+@cache
+def weights(full: bool) -> dict[str, Tensor]:
+    """Random, under our names."""
+    return {
+        key: torch.randn_like(value) if value.is_floating_point() else value + 3
+        for key, value in blank(small(full)).state_dict().items()
+    }
+
+
+def authors_file(
+    path: Path, full: bool, wrapper: str | None = "model", prefix: str = ""
+) -> dict[str, Tensor]:
+    """`weights` as the authors' code stores them, with what nobody reads."""
+    theirs = {authors_name(key): value for key, value in weights(full).items()}
+    for stage in range(SMALL["stages"]):
+        for name in ("fc3.weight", "norm_fc3.weight", "norm_fc3.bias"):
+            theirs[f"head.pose_head_series.{stage}.updater.{name}"] = torch.ones(3)
+    theirs |= {"criterion.flow.flow.mask": torch.ones(6, 2), "hm_fc.0.weight": torch.ones(2, 2)}
+    named = {prefix + key: value for key, value in theirs.items()}
+    torch.save({wrapper: named, "iteration": 7} if wrapper else named, path)
+    return weights(full)
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the QueryPose goldens are not beside the project")
+def test_the_names_in_these_files_are_the_authors() -> None:
+    lines = (GOLDEN / "keys/r50_full.txt").read_text().splitlines()
+    with torch.device("meta"):
+        state = build("querypose_r50_full").state_dict()
+    assert {authors_name(key) for key in state} <= {line.split()[0] for line in lines}
+
+
+@pytest.mark.parametrize(("wrapper", "prefix"), [("model", ""), ("state_dict", "module."), (None, "")])
+def test_the_authors_files_load(
+    tmp_path: Path, wrapper: str | None, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = authors_file(tmp_path / "q.pth", False, wrapper, prefix)
+    network = blank(small(False))
+    load_published(network, tmp_path / "q.pth")
+    found = network.state_dict()
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], value) for key, value in state.items())
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_network_takes_the_version_that_a_file_is_of(
+    tmp_path: Path, full: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = authors_file(tmp_path / "q.pth", full)
+    network = blank(small(not full))
+    with caplog.at_level(logging.WARNING):
+        load_published(network, tmp_path / "q.pth")
+    assert network.config == small(full)
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+    assert caplog.messages == [
+        f"{tmp_path / 'q.pth'}: holds the {'full' if full else 'light'} version, which the network now is"
+    ]
+    with torch.no_grad():
+        assert network.eval()(images(1))["keypoints"].shape == (1, 5, 17, 2)
+
+
+def test_a_file_without_the_flow_keeps_the_networks_own(tmp_path: Path) -> None:
+    state = weights(False)
+    torch.save(
+        {authors_name(key): value for key, value in state.items() if "flow" not in key}, tmp_path / "q.pth"
+    )
+    network = blank(small(False))
+    own = {key: value.clone() for key, value in network.flow.state_dict().items()}
+    load_published(network, tmp_path / "q.pth")
+    assert all(torch.equal(value, own[key]) for key, value in network.flow.state_dict().items())
+    assert torch.equal(network.queries.features, state["queries.features"])
+
+
+def test_our_own_files_load_in_either_version(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    for full in (True, False):
+        source, network = made(full=full), made(full=not full)
+        save_file(source.state_dict(), tmp_path / "q.safetensors")
+        load_published(network, tmp_path / "q.safetensors")
+        assert network.config.full is full
+        assert all(
+            torch.equal(value, source.state_dict()[key]) for key, value in network.state_dict().items()
+        )
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_another_networks_file_is_refused_and_changes_nothing(tmp_path: Path, full: bool) -> None:
+    """Of the same version or of the other one; by the first keys that differ."""
+    state = weights(full)
+    theirs = {authors_name(key): value for key, value in state.items()}
+    theirs["head.head_series.0.extra"] = theirs.pop("head.head_series.0.norm1.bias")
+    torch.save({"model": theirs}, tmp_path / "q.pth")
+    network = blank(small(False))
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with pytest.raises(
+        EdgeposeError,
+        match=r"box_stages\.0\.attention_norm\.bias is missing; box_stages\.0\.extra is unexpected",
+    ):
+        load_published(network, tmp_path / "q.pth")
+    assert network.config == small(False)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    torch.save(QueryPose(small(full, "residual")).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(
+        EdgeposeError, match=r"w\.pth: these weights are of another model: backbone\.body.* is missing"
+    ):
+        load_published(network, tmp_path / "w.pth")
+
+
+def test_published_weights_start_a_frozen_resnet(tmp_path: Path) -> None:
+    """torchvision's file has counters of batches, which a frozen normalisation does not."""
+    published = ResNet(50).state_dict()
+    torch.save({**published, "fc.weight": torch.zeros(3)}, tmp_path / "resnet50.pth")
+    network = blank(small(False))
+    load_backbone(network, tmp_path / "resnet50.pth")
+    body = network.get_submodule("backbone.body")
+    assert all(torch.equal(value, published[key]) for key, value in body.state_dict().items())
+    assert not any("num_batches" in key for key in body.state_dict())
+    still = [key for key, value in body.named_parameters() if not value.requires_grad]
+    assert len(still) == 11  # section 10
+
+
+def test_a_frozen_resnet_is_the_resnet_in_evaluation() -> None:
+    torch.manual_seed(3)
+    plain = ResNet(50)
+    with torch.no_grad():
+        for module in plain.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.1)  # type: ignore[union-attr]
+                module.running_var.uniform_(0.9, 1.1)  # type: ignore[union-attr]
+        expected = plain.eval()(images(1))
+        network = blank(small(False))
+        body = network.get_submodule("backbone.body")
+        body.load_state_dict(
+            {key: value for key, value in plain.state_dict().items() if "num_batches" not in key}
+        )
+        for got, wanted in zip(body.train()(images(1)), expected, strict=True):
+            assert torch.allclose(got, wanted, atol=1e-5)
+
+
+def test_tinys_backbone_has_no_published_weights(tmp_path: Path) -> None:
+    torch.save(ResNet(18).state_dict(), tmp_path / "resnet18.pth")
+    with pytest.raises(EdgeposeError, match="no published weights for this model's backbone"):
+        load_backbone(made(), tmp_path / "resnet18.pth")
+
+
+def test_every_name_is_a_profile() -> None:
+    assert len(PROFILES) == 2 * len(NAMES) + 1
+    assert all(PROFILES[f"{name}_full"] == {**PROFILES[name], "full": True} for name in NAMES)
+    assert set(FREE) <= set(Config.__dataclass_fields__)

@@ -1,0 +1,79 @@
+"""What the loop asks of a family: a network, its batches by the step's number, and the loss of one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar, Generic, Protocol, TypedDict, TypeVar
+
+from torch import Tensor, nn
+
+from edgepose.calibration.dataset import Dataset
+from edgepose.runtime.spec import Spec
+from edgepose.training.sections import Recipe
+
+
+class Batch(Protocol):
+    """What one step learns from."""
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Of the data set's pictures that are in it, for messages."""
+        ...
+
+
+class Group(TypedDict):
+    """Parameters that learn alike, as an optimiser takes them."""
+
+    params: list[nn.Parameter]
+    weight_decay: float
+    scale: float  # of the schedule's learning rate
+
+
+R = TypeVar("R", bound=Recipe)
+B = TypeVar("B", bound=Batch)
+
+
+class Course(ABC, Generic[R, B]):
+    """One run's course of training in one of its processes.
+
+    What is random follows from the recipe's seed, the step's number and the rank alone, so that a run that
+    was stopped goes on as if nothing had happened. torch's own generator has such a seed in every step.
+    """
+
+    record: ClassVar[type[Recipe]]  # of the family's recipes
+
+    def __init__(self, recipe: R, rank: int) -> None:
+        self.recipe, self.rank = recipe, rank
+
+    @property
+    @abstractmethod
+    def spec(self) -> Spec:
+        """How the network is fed and read."""
+
+    @abstractmethod
+    def fresh_model(self) -> nn.Module:
+        """The recipe's network, randomly initialised."""
+
+    @abstractmethod
+    def begin(self, model: nn.Module) -> None:
+        """Take over what the recipe names of others' weights. Raises EdgeposeError when it does not fit."""
+
+    @abstractmethod
+    def groups(self, model: nn.Module) -> list[Group]:
+        """All parameters, each once."""
+
+    @abstractmethod
+    def batches(self, first: int) -> Iterable[B]:
+        """Those of the steps from `first` to the last."""
+
+    @abstractmethod
+    def terms(self, wrapped: nn.Module, batch: B, step: int) -> dict[str, Tensor]:
+        """The terms of the batch's loss by name, to be summed.
+
+        `wrapped` is the network as Fabric wraps it, which is called but not looked into.
+        """
+
+    @abstractmethod
+    def score(self, model: nn.Module, dataset: Dataset) -> dict[str, Any]:
+        """JSON-able figures of the network on labelled pictures, `Score.to_dict()` among them."""

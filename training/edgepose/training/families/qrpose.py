@@ -1,0 +1,106 @@
+"""QR-Pose in the training loop: whole pictures with all their people (specs/qrpose.md section 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Annotated, Any, Literal, cast
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from edgepose.calibration.dataset import Dataset
+from edgepose.runtime.spec import Spec
+from edgepose.training.batch import Batch, People, normalised
+from edgepose.training.data import Pictures, batches, spec_of
+from edgepose.training.evaluation import score_model
+from edgepose.training.families.course import Course, Group
+from edgepose.training.models import build, load_backbone
+from edgepose.training.models.qrpose.losses import Loss, Weights
+from edgepose.training.models.qrpose.network import QrPose, Raw
+from edgepose.training.models.qrpose.targets import Chooser, assign
+from edgepose.training.sections import Fraction, NonNegative, PictureRecipe, Section
+
+
+class Network(Section):
+    """What can be changed in a QR-Pose network."""
+
+    depth: Literal[18, 34] | None = None  # of qrpose_edge's ResNet; null: the model's own
+    joint_channels: PositiveInt | None = None  # of each joint's features; null: the model's own
+    kqe: bool = True
+    pqe: bool = True
+    pqe_detach: bool = True
+
+
+class LossSection(Section):
+    """Weights of the loss terms (specs/qrpose.md section 6) and what the score learns."""
+
+    target: Literal["oks", "gauss", "oks_gauss"] = "oks"
+    radius: Annotated[int, Field(ge=0)] = 1  # map pixels around a person's centre that regress the pose
+    score: NonNegative = 1.0
+    coarse_score: NonNegative = 0.5
+    offset: NonNegative = 1.0
+    oks: NonNegative = 5.0
+    coarse: NonNegative = 0.5
+    heatmap: NonNegative = 1.0
+    confidence: NonNegative = 0.5
+    warm: Fraction = 0.05  # of the steps, in which the score's label falls from 1 to the OKS
+
+
+class QrPoseRecipe(PictureRecipe):
+    """A whole run of QR-Pose."""
+
+    backbone: str | None = None  # a file of ImageNet weights for the backbone alone
+    head_pixels: Annotated[int, Field(ge=64)] | None = 256  # pixels a picture for the heads; null takes all
+    hint_pixels: Annotated[int, Field(ge=0)] = 40  # more, with a noisy true pose for KQE to start from
+    network: Network = Network()
+    loss: LossSection = LossSection()
+
+
+class QrPoseCourse(Course[QrPoseRecipe, Batch]):
+    """How QR-Pose learns."""
+
+    record = QrPoseRecipe
+
+    def __init__(self, recipe: QrPoseRecipe, rank: int) -> None:
+        super().__init__(recipe, rank)
+        weights = {name: getattr(recipe.loss, name) for name in asdict(Weights())}
+        self._loss = Loss(Weights(**weights), recipe.loss.target)
+
+    @property
+    def spec(self) -> Spec:
+        return spec_of(self.recipe)
+
+    def fresh_model(self) -> QrPose:
+        recipe = self.recipe
+        options = recipe.network.model_dump(exclude_none=True)
+        return cast(QrPose, build(recipe.model, size=(recipe.size, recipe.size), **options))
+
+    def begin(self, model: nn.Module) -> None:
+        if self.recipe.backbone is not None:
+            load_backbone(model, self.recipe.backbone)
+
+    def groups(self, model: nn.Module) -> list[Group]:
+        decay = self.recipe.schedule.weight_decay
+        return [Group(params=list(model.parameters()), weight_decay=decay, scale=1.0)]
+
+    def batches(self, first: int) -> Iterable[Batch]:
+        pictures = Pictures(self.recipe, self.rank)
+        if self.recipe.data.cache:
+            pictures.keep()
+        return batches(self.recipe, pictures, first)
+
+    def terms(self, wrapped: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+        recipe, grid = self.recipe, cast(Tensor, wrapped.grid)
+        people = People(*(value.to(grid.device) for value in batch.people))
+        targets = assign(people, grid, recipe.loss.radius)
+        count, hints = recipe.head_pixels, recipe.hint_pixels
+        choose = Chooser(targets, grid, count, hints, torch.default_generator).choose if count else None
+        images = normalised(batch.images.to(grid.device), self.spec.mean, self.spec.std)
+        raw = cast(Raw, wrapped(images, choose))
+        warm = max(0.0, 1 - step / max(1.0, recipe.loss.warm * recipe.schedule.steps))
+        return self._loss(raw, targets, grid, warm)
+
+    def score(self, model: nn.Module, dataset: Dataset) -> dict[str, Any]:
+        return score_model(model, dataset, self.spec).to_dict()

@@ -1,0 +1,117 @@
+"""QueryPose in the training loop: whole pictures, a fixed set of queries, one person each (section 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, distributed, nn
+
+from edgepose.calibration.dataset import Dataset
+from edgepose.runtime.spec import Spec
+from edgepose.training.batch import Batch, People, normalised
+from edgepose.training.data import Pictures, batches, spec_of
+from edgepose.training.evaluation import score_model
+from edgepose.training.families.course import Course, Group
+from edgepose.training.models import build, load_backbone
+from edgepose.training.models.querypose.losses import Loss, Outputs, Weights
+from edgepose.training.models.querypose.network import QueryPose
+from edgepose.training.models.querypose.targets import Targets, targets_of
+from edgepose.training.sections import NonNegative, PictureRecipe, Schedule, Section
+
+FLOW = "flow."  # what learns how joints miss
+
+
+class Network(Section):
+    """What can be changed in a QueryPose network; null: the model's own."""
+
+    queries: PositiveInt | None = None
+    top_k: PositiveInt | None = None  # of them that get a pose when the network is scored
+
+
+class LossSection(Section):
+    """Weights of the terms of every stage."""
+
+    score: NonNegative = 2.0
+    box: NonNegative = 5.0
+    overlap: NonNegative = 2.0
+    joints: NonNegative = 1.0
+
+
+class QueryPoseSchedule(Schedule):
+    """The density of errors learns faster than the network whose errors they are."""
+
+    flow: PositiveFloat = 10.0  # times the learning rate
+
+
+class QueryPoseRecipe(PictureRecipe):
+    """A whole run of QueryPose."""
+
+    backbone: str | None = None  # a file of published weights for the backbone alone
+    # reference: queries go from stage to stage as in the authors' code, part queries by row, not by person
+    rules: Literal["corrected", "reference"] = "corrected"
+    network: Network = Network()
+    loss: LossSection = LossSection()
+    schedule: QueryPoseSchedule
+
+
+class QueryPoseCourse(Course[QueryPoseRecipe, Batch]):
+    """How QueryPose learns."""
+
+    record = QueryPoseRecipe
+
+    def __init__(self, recipe: QueryPoseRecipe, rank: int) -> None:
+        super().__init__(recipe, rank)
+        self._loss = Loss(Weights(**recipe.loss.model_dump()))
+
+    @property
+    def spec(self) -> Spec:
+        return spec_of(self.recipe)
+
+    def fresh_model(self) -> QueryPose:
+        recipe = self.recipe
+        options = recipe.network.model_dump(exclude_none=True)
+        reference = recipe.rules == "reference"
+        size = (recipe.size, recipe.size)
+        return cast(QueryPose, build(recipe.model, size=size, reference=reference, **options))
+
+    def begin(self, model: nn.Module) -> None:
+        if self.recipe.backbone is not None:
+            load_backbone(model, self.recipe.backbone)
+
+    def groups(self, model: nn.Module) -> list[Group]:
+        schedule = self.recipe.schedule
+        scales = {False: 1.0, True: schedule.flow}
+        named: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+        for name, parameter in model.named_parameters():
+            named[name.startswith(FLOW)].append(parameter)
+        # Everything decays, norms and biases too.
+        decay = schedule.weight_decay
+        return [Group(params=named[kind], weight_decay=decay, scale=scales[kind]) for kind in named]
+
+    def batches(self, first: int) -> Iterable[Batch]:
+        pictures = Pictures(self.recipe, self.rank)
+        if self.recipe.data.cache:
+            pictures.keep()
+        return batches(self.recipe, pictures, first, by_box=True)
+
+    def terms(self, wrapped: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+        device = next(wrapped.parameters()).device
+        images = normalised(batch.images.to(device), self.spec.mean, self.spec.std)
+        targets = targets_of(People(*(value.to(device) for value in batch.people)))
+        outputs = cast(Outputs, wrapped(images, targets))
+        return self._loss(outputs, targets, people_each(targets))
+
+    def score(self, model: nn.Module, dataset: Dataset) -> dict[str, Any]:
+        return score_model(model, dataset, self.spec).to_dict()
+
+
+def people_each(targets: Targets) -> float:
+    """How many people a process has in its batch, in the mean of all processes."""
+    count = targets.valid.sum().to(torch.float32)
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(count)
+        count /= distributed.get_world_size()
+    return float(count)
