@@ -38,6 +38,7 @@ from edgepose.runtime.cli import guarded
 from edgepose.runtime.drafts import write_json
 from edgepose.runtime.errors import EdgeposeError, require
 from edgepose.runtime.poses import F32
+from edgepose.runtime.skeleton import COCO17
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown.twostage import GRAPHS, TwoStage
 from edgepose.training.models import BUILDERS, build
@@ -90,7 +91,8 @@ def vitpose(size: tuple[int, int]) -> nn.Module:
     """ViTPose-B (90 M parameters, classic decoder) of random weights for crops of `size` (width, height)."""
     transformers = require("transformers")
     backbone = transformers.VitPoseBackboneConfig(image_size=list(size[::-1]))  # its defaults are ViT-B
-    config = transformers.VitPoseConfig(backbone_config=backbone, use_simple_decoder=False)
+    joints = len(COCO17)
+    config = transformers.VitPoseConfig(backbone_config=backbone, num_labels=joints, use_simple_decoder=False)
     network: nn.Module = transformers.VitPoseForPoseEstimation(config)
     return _Heatmaps(network).eval()
 
