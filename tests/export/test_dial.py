@@ -8,50 +8,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from told_people import COLUMNS, PLACES, SIDE, World, corner
+from told_people import Told, World
 
-from edgepose.calibration.sample import Person, Sample
 from edgepose.calibration.score import Interval
 from edgepose.export.dial import Curve, Point, measure, precision_of, settings, table
 from edgepose.export.plots import accuracy_against_time
 from edgepose.runtime.bundle import publish
-from edgepose.runtime.skeleton import COCO17
 from edgepose.runtime.spec import Spec
-from edgepose.runtime.topdown.cascade import FINE, Dial
+from edgepose.runtime.topdown.cascade import Dial
 
 LEAST = 0.25
-
-
-class Told:
-    """Three times the same picture. Its people are where the second look sees them."""
-
-    source = name = "told"
-    skeleton = COCO17
-
-    def __init__(self, world: World) -> None:
-        self.image = world.frame()
-        # What `first` finds spans 20 pixels from 10 on; a margin of 8 % and a quarter around make 29 pixels.
-        places = [np.array(corner(p)) + 5.5 + PLACES[FINE] * 29 / 23 for p in range(len(world.scores))]
-        seen = np.full(17, 2, np.uint8)
-        self.everyone = tuple(
-            Person(place.astype(np.float32), seen, (*map(float, corner(p)), SIDE, SIDE), 100.0)
-            for p, place in enumerate(places)
-        )
-
-    def __len__(self) -> int:
-        return 3
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(index, self.image, self.everyone)
-
-    def people(self, index: int) -> tuple[Person, ...]:
-        return self.everyone
-
-    def size(self, index: int) -> tuple[int, int]:
-        return COLUMNS * SIDE, SIDE
-
-    def fingerprint(self, index: int) -> str:
-        return "told"
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from edgepose.runtime.bundle import publish
 from edgepose.runtime.spec import Spec
+from edgepose.runtime.topdown.gauge import FILE
 from edgepose.runtime.topdown.twostage import CONTEXT, GRAPHS
 
 sys.path.insert(0, str(Path(__file__).parent))  # for stream_standins: pytest's importlib mode adds no folder
@@ -45,7 +47,8 @@ def still_refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "fine": constant([128, 96], {"heatmaps": seen["heatmaps"]}, tuple(CONTEXT)),
     }
     spec = Spec("sharpose", "still", 96, 128, graphs=GRAPHS, resize="crop", refine_below=0.96)
-    return published(tmp_path_factory.mktemp("refiner"), spec, graphs)
+    gauge = {"version": 1, "coarse": [0, 1], "fine": [0, 1]}  # its promise is what it reaches
+    return published(tmp_path_factory.mktemp("refiner"), spec, graphs, {FILE: json.dumps(gauge)})
 
 
 def constant(size: list[int], values: dict[str, np.ndarray], unread: tuple[str, ...] = ()) -> object:
@@ -77,11 +80,15 @@ def constant(size: list[int], values: dict[str, np.ndarray], unread: tuple[str, 
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def published(folder: Path, spec: Spec, graphs: dict[str, object]) -> Path:
-    """A bundle of the models by graph, the same in both precisions."""
+def published(
+    folder: Path, spec: Spec, graphs: dict[str, object], texts: dict[str, str] | None = None
+) -> Path:
+    """A bundle of the models by graph, the same in both precisions, and of other files."""
     onnx = pytest.importorskip("onnx")
     content = folder / "content"
     content.mkdir()
+    for name, text in (texts or {}).items():
+        (content / name).write_text(text)
     for name, model in graphs.items():
         for view in ("fp32", "int8.ort"):
             onnx.save(model, content / f"{name}.{view}.onnx")

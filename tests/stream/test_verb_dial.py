@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,9 @@ from click.testing import CliRunner
 
 from edgepose.export.dial import Curve
 from edgepose.export.verb_dial import dial
+from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.topdown.gauge import FILE, gauge_of
 
 DATA = "synthetic:count=3,seed=5"
 
@@ -25,13 +28,27 @@ def test_it_measures_and_draws(still_bundle: Path, still_refiner: Path, tmp_path
     assert values["data"].startswith(DATA)
     curve = Curve.from_dict(values)
     assert [point.name for point in curve.points] == [
-        *("never", "auto, 5e+03 ms", "auto", "always, 5e+03 ms", "always")
+        *("never", "auto, 5000 ms", "auto", "always, 5000 ms", "always")
     ]
     assert [point.looked for point in curve.points] == [0, 1, 1, 1, 1]
     assert cv2.imread(str(plot)) is not None
     shown = CliRunner().invoke(dial, list(map(str, arguments[:4])), catch_exceptions=False).stdout
     assert all(len(line) <= 100 for line in shown.splitlines())
     assert "always" in shown
+
+
+def test_a_gauge_is_kept_in_the_bundle(still_bundle: Path, still_refiner: Path, tmp_path: Path) -> None:
+    refiner = Path(shutil.copy(still_refiner, tmp_path / "refiner.edgepose"))
+    arguments = [still_bundle, refiner, "--data", DATA, "--gauge", "synthetic:count=30,seed=6", "--json"]
+    values = json.loads(CliRunner().invoke(dial, list(map(str, arguments)), catch_exceptions=False).stdout)
+    kept = Bundle.open(refiner).read(FILE, "a gauge")
+    assert (kept["first"], kept["people"]) == ("still", 30)
+    # The person that it always sees is hardly ever there: nothing is expected, so every pose stays.
+    assert gauge_of(Bundle.open(refiner)).fine[0] > 1
+    assert [point["score"]["ap"] for point in values["points"]] == [values["points"][0]["score"]["ap"]] * 9
+    twice = [still_bundle, refiner, "--data", DATA, "--gauge", DATA]
+    refused = CliRunner().invoke(dial, list(map(str, twice))).exception
+    assert "these pictures are evaluated; gauge on others" in str(refused)
 
 
 @pytest.mark.parametrize(

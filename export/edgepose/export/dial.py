@@ -42,9 +42,16 @@ class Point:
     difference: Interval | None = None  # bootstrap interval of AP - AP without refining
 
     @property
+    def budget(self) -> str:
+        """In words."""
+        if self.budget_ms is None:
+            return "no budget"
+        return f"{self.budget_ms:.0f} ms" if self.budget_ms >= 10 else f"{self.budget_ms:.2g} ms"
+
+    @property
     def name(self) -> str:
         """For tables."""
-        return self.policy if self.budget_ms is None else f"{self.policy}, {self.budget_ms:.3g} ms"
+        return self.policy if self.budget_ms is None else f"{self.policy}, {self.budget}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgepose.calibration.ledger import Ledger
-from edgepose.export.dial import Curve
+from edgepose.export.dial import Curve, Point
 from edgepose.runtime.errors import require
 from edgepose.runtime.skeleton import Skeleton
 
+LEAST_RANGE = 4.0  # points of AP that an axis shows at least
 INK, ACCENT, SOFT, WARM = "#1b2a3a", "#1f77b4", "#9db8cf", "#d9822b"
 
 
@@ -103,47 +104,44 @@ def reliability(ledger: Ledger) -> bytes:
 
 
 def accuracy_against_time(curve: Curve) -> bytes:
-    """AP and mean time of each setting of a cascade; bars reach to the 95th percentile of the time."""
-    figure, axes = _figure(6.4, 3.8)
+    """AP and mean time of each setting of a cascade; bands reach to the 95th percentile of the time."""
+    figure, axes = _figure(6.4, 4.2)
     never = curve.points[0]
-    for policy, tint, below in (("always", WARM, True), ("auto", ACCENT, False)):
+    for policy, tint, above in (("always", WARM, False), ("auto", ACCENT, True)):
         points = sorted((p for p in curve.points if p.policy == policy), key=lambda point: point.mean_ms)
         line = [never, *points]
-        axes.plot([p.mean_ms for p in line], [100 * p.score.ap for p in line], color=tint, linewidth=1.2)
+        axes.plot([p.mean_ms for p in line], [100 * p.score.ap for p in line], color=tint, label=policy)
         for point in points:
-            height = 100 * point.score.ap
-            axes.plot([point.mean_ms, point.p95_ms], [height, height], color=tint, linewidth=3, alpha=0.25)
-            free = point.budget_ms is None
-            axes.plot(
-                point.mean_ms,
-                height,
-                "o",
-                color=tint,
-                markersize=7 if free else 4,
-                label=policy if free else None,
-            )
-            said = "no budget" if free else f"{point.budget_ms:.3g} ms"
-            axes.annotate(
-                f"{said}, {100 * point.looked:.0f} %",
-                (point.mean_ms, height),
-                xytext=(4, -10 if below else 6),
-                textcoords="offset points",
-                fontsize=7,
-                color=tint,
-            )
-    axes.plot(
-        never.mean_ms,
-        100 * never.score.ap,
-        "o",
-        color=INK,
-        markersize=7,
-        label=curve.about["first"] + " alone",
-    )
-    axes.set_xlabel("ms a picture, mean (band: to the 95th percentile)", fontsize=8, color=INK)
+            _setting(axes, point, tint, above)
+    alone = f"{curve.about['first']} alone"
+    axes.plot(never.mean_ms, 100 * never.score.ap, "o", color=INK, markersize=7, label=alone)
+    heights = [100 * point.score.ap for point in curve.points]
+    spare = max(LEAST_RANGE, max(heights) - min(heights)) / 2  # half a point of difference is no cliff
+    axes.set_ylim(min(heights) - spare, max(heights) + spare)
+    axes.margins(x=0.1)
+    axes.set_xlabel("ms a picture, mean (bands: to the 95th percentile)", fontsize=8, color=INK)
     axes.set_ylabel("AP in points", fontsize=8, color=INK)
-    axes.margins(0.12)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return _png(figure)
+
+
+def _setting(axes: Any, point: Point, tint: str, above: bool) -> None:
+    """One setting with its band, and its budget and the share of the people looked at in words."""
+    height, free = 100 * point.score.ap, point.budget_ms is None
+    axes.plot([point.mean_ms, point.p95_ms], [height, height], color=tint, linewidth=3, alpha=0.2)
+    axes.plot(point.mean_ms, height, "o", color=tint, markersize=7 if free else 4)
+    axes.annotate(
+        f"{point.budget}, {100 * point.looked:.0f} %",
+        (point.mean_ms, height),
+        xytext=(-4, 5) if above else (4, -5),  # away from both lines, which rise to the right
+        textcoords="offset points",
+        rotation=-30,
+        rotation_mode="anchor",
+        ha="right" if above else "left",
+        va="center",
+        fontsize=7,
+        color=tint,
+    )
 
 
 def timeline(latencies_ms: Sequence[float]) -> bytes:
