@@ -157,6 +157,7 @@ def test_the_bundle_has_every_view_of_both_graphs_and_repeats_itself(chain: Chai
     card = (bundle.folder / "README.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in card for name in graphs)
     assert "sees the first 5 cells" in card
+    assert "32 people whom `detector` finds in 16 pictures" in card
 
 
 def test_golden_vectors_catch_other_weights(chain: Chain) -> None:

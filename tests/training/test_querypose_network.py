@@ -31,6 +31,7 @@ from edgepose.training.models.querypose.pyramids import Fpn, HrFpn, HrFpnV1
 from edgepose.training.models.querypose.roi import STRIDES, pooled, pooled_by_size
 
 GOLDEN = Path(__file__).parents[3] / "shared/golden/querypose"
+README = Path(__file__).parents[2] / "training/README.md"
 OUTPUTS = ("scores", "boxes", "keypoints", "keypoint_scores")
 SIZE = (96, 64)  # width, height
 # A published network's form with less inside, so that a test may hold several.
@@ -407,6 +408,35 @@ def test_heads_have_the_size_and_do_the_work_of_the_spec(
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
                 network.posed(maps[0], chosen)
             assert counter.get_total_flops() / 1e9 == pytest.approx(expected, rel=1e-3)
+
+
+def readme_row(name: str) -> list[float]:
+    """Input, M parameters, G multiply-adds, and those of backbone and neck, as the README has them."""
+    row = re.search(rf"^\| `{name}` \|(.*)\|$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert row is not None
+    return [float(re.sub(r"[^0-9.]", "", cell)) for cell in row[1].split("|")]
+
+
+@pytest.mark.parametrize(
+    "name", [TINY, *(pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in NAMES)]
+)
+def test_the_readme_says_what_a_network_is(name: str) -> None:
+    """The default of 20 queries with a pose."""
+    with torch.device("meta"):
+        network = build(name).eval()
+    assert isinstance(network, QueryPose)
+    side, parameters, work, backbone = readme_row(name)
+    assert network.config.size == (side, side)
+    assert millions(network) == pytest.approx(parameters, abs=0.06)
+    if name == TINY:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network(torch.empty(1, 3, int(side), int(side), device="meta"))
+        found = counter.get_total_flops(), sum(counter.get_flop_counts()["QueryPose.backbone"].values())
+        assert [value / 2e9 for value in found] == pytest.approx([work, backbone], abs=0.06)
+    else:
+        assert [backbone, work] == pytest.approx(
+            [WORK[name][0] / 2, (WORK[name][0] + 17.8 + 608.7) / 2], abs=0.11
+        )
 
 
 def test_tiny_is_small() -> None:

@@ -104,10 +104,11 @@ def _origin(provenance: Mapping[str, Any]) -> list[str]:
         f"- graph: {provenance['simplified']}",
     ]
     if "calibration_sha256" in provenance:
-        lines.append(
-            f"- INT8 scales from {provenance['calibration_images']} pictures, manifest sha256 "
-            f"`{provenance['calibration_sha256']}`"
-        )
+        shown = f"{provenance['calibration_images']} pictures"
+        if "calibration_crops" in provenance:
+            finder = provenance["calibration_boxes"]
+            shown = f"{provenance['calibration_crops']} people whom `{finder}` finds in {shown}"
+        lines.append(f"- INT8 scales from {shown}, manifest sha256 `{provenance['calibration_sha256']}`")
     return lines
 
 

@@ -40,8 +40,6 @@ FORBIDDEN = frozenset(
         "ScatterElements",
         "ScatterND",
         "Unique",
-        "GatherND",
-        "Einsum",
     }
 )
 

@@ -16,7 +16,7 @@ from edgepose.training.models.sharpose.network import SharPose
 
 def _described(spec: Spec, network: SharPose) -> Spec:
     config = network.config
-    return replace(spec, resize="crop", refine_below=0.99, sharp_cells=config.selected)
+    return replace(spec, resize="crop", refine_below=config.threshold, sharp_cells=config.selected)
 
 
 def _modules(network: SharPose) -> Mapping[str, CoarseGraph | FineGraph]:
