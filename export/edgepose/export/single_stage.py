@@ -1,14 +1,16 @@
-"""Families of one graph that finds everybody: QR-Pose, and whoever else gives the same outputs."""
+"""Families of one graph that finds everybody: QR-Pose and QueryPose."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from edgepose.compression.execution import INPUT, Outputs
 from edgepose.export.contract import Contract, Difference, Ports
+from edgepose.runtime.spec import Spec
+from edgepose.training.models.querypose.network import QueryPose
 
 GRAPH = "pose"
 OUTPUTS = ("scores", "boxes", "keypoints", "keypoint_scores")
@@ -61,3 +63,11 @@ SINGLE_STAGE = Contract(
     traced=PoseDifference(score=1e-4, keypoint_px=0.01, confidence=1e-4),
     views=_VIEWS,
 )
+
+
+def _with_skeleton(spec: Spec, network: QueryPose) -> Spec:
+    return replace(spec, skeleton=network.config.skeleton)
+
+
+# The same outputs, of the joints that the network was built for.
+QUERIES = replace(SINGLE_STAGE, described=_with_skeleton)
