@@ -63,6 +63,11 @@ def test_only_where_all_readers_are_float() -> None:
     )  # the Relu reads the convolution too, and is not float
 
 
+def test_a_deconvolution_reads_no_integers() -> None:
+    raised = helper.make_node("ConvTranspose", ["r", "k"], ["y"], "up")
+    assert boundaries(Graph(network(raised)), {"up"}) == []
+
+
 def test_scale_is_the_mean_of_the_largest_magnitudes() -> None:
     feeds = [{"x": np.full((1, 4, 3, 3), value, np.float32)} for value in (-5.0, 10.0, 30.0)]
     result = quantize_boundaries(network(SIGMOID), {"sigmoid"}, feeds)

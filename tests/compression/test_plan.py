@@ -98,6 +98,22 @@ def test_adds_are_quantized_only_behind_convolutions() -> None:
     assert "coordinates" in float_plan(model_of(boxes, {}, x), "qrpose")["add"]
 
 
+def test_what_is_computed_from_a_layer_may_end_at_the_next() -> None:
+    """Boxes reach the convolutions of the pose stages, which are INT8 and, with all behind them, half."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["d"], "box_stages.0.delta"),
+        helper.make_node("Add", ["d", "b"], ["boxes"], "moved"),
+        helper.make_node("MatMul", ["boxes", "v"], ["told"], "qkv"),
+        helper.make_node("Sigmoid", ["told"], ["t"], "told"),
+        helper.make_node("Conv", ["t", "k"], ["c"], "pose_stages.0.convs.0"),
+        helper.make_node("Relu", ["c"], ["y"], "seen"),
+    ]
+    shapes = {"w": (32, 32), "b": (32,), "v": (32, 32), "k": (32, 32, 1, 1)}
+    model = model_of(nodes, shapes, {"x": [1, 32, 32, 32]})
+    assert float_tail(model, "querypose") == {"moved"}
+    assert float_plan(model, "querypose").keys() == {"box_stages.0.delta", "moved", "qkv", "told"}
+
+
 def test_every_family_with_a_spec_has_scopes(spec: Spec) -> None:
     from edgepose.export.specs import CONTRACTS
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, distributed
 
 from edgepose.calibration.dataset import open_dataset
 from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.skeleton import COCO17
 from edgepose.training.batch import Batch
 from edgepose.training.families.querypose import QueryPoseCourse, QueryPoseRecipe, people_each
 from edgepose.training.loop import CHECKPOINT, Trainer
@@ -121,6 +125,31 @@ def test_boxes_end_where_the_picture_does() -> None:
         assert (boxes >= -0.5).all()
         assert (boxes <= 63.5).all()
         assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+def coco(folder: Path) -> Path:
+    """A picture of three people: one labelled, one without a joint, and a crowd."""
+    cv2.imwrite(str(folder / "a.png"), np.zeros((64, 64, 3), np.uint8))
+    known, unknown = [30.0, 30.0, 2.0] * 17, [0.0] * 51
+    people = [
+        {"id": index, "image_id": 9, "category_id": 1, "area": 900.0, "bbox": [17, 17, 30, 30]}
+        | {"iscrowd": int(index == 2), "keypoints": joints, "num_keypoints": 17 * (joints is known)}
+        for index, joints in enumerate((known, unknown, known))
+    ]
+    values = {
+        "images": [{"id": 9, "file_name": "a.png", "width": 64, "height": 64}],
+        "annotations": people,
+        "categories": [{"id": 1, "name": "person", "keypoints": list(COCO17.joints), "skeleton": []}],
+    }
+    (folder / "annotations.json").write_text(json.dumps(values))
+    return folder
+
+
+def test_who_is_to_be_found_in_a_coco_folder(tmp_path: Path) -> None:
+    changed = course(**{"synthetic:count=6,seed=1,size=64": str(coco(tmp_path))})
+    people = next(iter(changed.batches(0))).people
+    assert people.valid.tolist() == [[True, True, False]] * 2
+    assert people.labelled.any(-1)[:, :2].tolist() == [[True, False]] * 2
 
 
 def learnt(plan: QueryPoseCourse, batch: Batch) -> tuple[dict[str, Tensor], Any]:

@@ -34,6 +34,7 @@ def boundaries(graph: Graph, floats: Collection[str]) -> list[str]:
     """Results of INT8 convolutions, behind their ReLU if they have one, that float nodes alone read.
 
     Not of grouped ones: ONNX Runtime's INT8 kernel for those is slower than its float one (1.3 times FP32).
+    Nor before a deconvolution, which TensorRT would then take for an INT8 one (lint rule P03).
     """
     found = []
     for node in graph.nodes:
@@ -57,7 +58,7 @@ def _float_alone_reads(graph: Graph, tensor: str, floats: Collection[str]) -> bo
         bool(readers)
         and tensor not in graph.outputs
         and all(
-            reader.name in floats
+            (reader.name in floats and reader.op_type != "ConvTranspose")
             or (reader.op_type in _LAYOUT and _float_alone_reads(graph, reader.output[0], floats))
             for reader in readers
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,17 @@ class Graph:
         """Whether `node` is the only reader of `tensor`, and it is no graph output."""
         return tensor not in self.outputs and all(reader is node for reader in self.consumers[tensor])
 
-    def after(self, nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-        """The nodes that depend on the given ones; these themselves only where they depend on one another."""
+    def after(self, nodes: Iterable[NodeProto], until: Collection[str] = ()) -> Iterator[NodeProto]:
+        """The nodes that depend on the given ones; these themselves only where they depend on one another.
+
+        Nodes of the operators `until` are not among them, nor what depends on the given ones through those.
+        """
         seen: set[int] = set()
         pending = list(nodes)
         while pending:
             for output in pending.pop().output:
                 for reader in self.consumers[output]:
-                    if id(reader) not in seen:
+                    if id(reader) not in seen and reader.op_type not in until:
                         seen.add(id(reader))
                         pending.append(reader)
                         yield reader

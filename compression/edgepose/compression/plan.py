@@ -6,13 +6,19 @@ from collections.abc import Iterator
 
 from onnx import ModelProto, NodeProto
 
-from edgepose.compression.graph import DEQUANTIZE, Graph
+from edgepose.compression.graph import DEQUANTIZE, WEIGHTED, Graph
 from edgepose.compression.scopes import FLOAT_SCOPES, Scope
 
 SMALLEST_GEMM = 16  # INT8 kernels need K and N of 16 or more (ModelOpt 0.47 leaves smaller ones out)
 _CONV_LIKE = frozenset(
     {"BatchNormalization", "Relu", "Clip", "LeakyRelu", "Resize", "MaxPool", "Add", "Identity"}
 )
+# What `Scope.until` says, in operators.
+_ENDS: dict[str | None, frozenset[str]] = {
+    None: frozenset(),
+    "layers": WEIGHTED,
+    "convolutions": frozenset({"Conv"}),
+}
 _REACH = 4  # nodes to look back for a convolution; a residual block needs three
 
 
@@ -29,7 +35,8 @@ def float_plan(model: ModelProto, family: str) -> dict[str, str]:
 def float_tail(model: ModelProto, family: str) -> set[str]:
     """Names of the nodes behind the family's scopes: coordinates and scores, which half precision blurs."""
     graph = Graph(model)
-    return {node.name for scope in FLOAT_SCOPES[family] if scope.downstream for node in _behind(graph, scope)}
+    scopes = (scope for scope in FLOAT_SCOPES[family] if scope.downstream and not scope.half)
+    return {node.name for scope in scopes for node in _behind(graph, scope)}
 
 
 def _scoped(graph: Graph, family: str) -> Iterator[tuple[str, str]]:
@@ -41,7 +48,8 @@ def _scoped(graph: Graph, family: str) -> Iterator[tuple[str, str]]:
 
 
 def _behind(graph: Graph, scope: Scope) -> Iterator[NodeProto]:
-    return graph.after(node for node in graph.nodes if scope.matches(node.name))
+    named = (node for node in graph.nodes if scope.matches(node.name))
+    return graph.after(named, _ENDS[scope.until])
 
 
 def _rule(graph: Graph, node: NodeProto) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +15,12 @@ class Scope:
     pattern: str
     reason: str
     downstream: bool  # whether everything computed from these layers stays float too
+    until: Literal["layers", "convolutions"] | None = (
+        None  # what ends that: these, and what is behind, do not
+    )
+    half: bool = (
+        False  # whether half precision will do; otherwise what is downstream is float32 in every view
+    )
 
     def matches(self, name: str) -> bool:
         """Whether one component of the path `name` is the pattern."""
@@ -45,6 +52,37 @@ FLOAT_SCOPES: dict[str, tuple[Scope, ...]] = {
             r"conf\d*|joint_conf",
             "per-joint confidences are an output; they cost one 1x1 layer",
             downstream=True,
+        ),
+    ),
+    # By the plan of specs/querypose.md section 14; none of it is measured on trained weights.
+    "querypose": (
+        Scope(
+            "boxes and scores",
+            r"delta|logit",
+            "every stage moves the boxes of the one before, and joints are looked for in the last ones",
+            downstream=True,
+            until="layers",
+        ),
+        Scope(
+            "the joints",
+            r"coordinates|deviations",
+            "outputs: places in a box, and how sure they are",
+            downstream=True,
+        ),
+        Scope(
+            "the box branch",
+            r"box_stages",
+            "4 % of the work with 10 queries, and its errors add up from stage to stage",
+            downstream=True,
+            until="convolutions",
+            half=True,
+        ),
+        Scope(
+            "the parts",
+            r"attend",
+            "a softmax over all places of a region reads it, and the part queries what that finds",
+            downstream=True,
+            half=True,
         ),
     ),
     "sharpose": (

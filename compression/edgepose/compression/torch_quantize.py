@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +31,12 @@ _CONV_LIKE = frozenset(
 )
 _ADDS = frozenset({"add", "__add__", "__radd__", "__iadd__", "add_"})
 _PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "__matmul__", "einsum", "scaled_dot_product_attention"})
+# What `Scope.until` says, in NNCF's words for torch's operators.
+_ENDS: dict[str | None, frozenset[str]] = {
+    None: frozenset(),
+    "layers": frozenset({"conv2d", "conv_transpose2d", "linear"}) | _PRODUCTS,
+    "convolutions": frozenset({"conv2d"}),
+}
 _CONSTANT = "nncf_model_const"
 _REACH = 4
 
@@ -130,17 +136,18 @@ def torch_plan(model: nn.Module, example: Tensor, family: str) -> dict[str, str]
         named = [node for name, node in nodes.items() if scope.matches(name) and node.node_type != _CONSTANT]
         plan.update({node.node_name: scope.reason for node in named})
         if scope.downstream:
-            plan = dict.fromkeys(_after(graph, named), f"computed from {scope.what}") | plan
+            behind = _after(graph, named, _ENDS[scope.until])
+            plan = dict.fromkeys(behind, f"computed from {scope.what}") | plan
     return plan
 
 
-def _after(graph: Any, nodes: list[Any]) -> set[str]:
-    """Names of all nodes that depend on the given ones."""
+def _after(graph: Any, nodes: list[Any], until: Collection[str]) -> set[str]:
+    """Names of all nodes that depend on the given ones, as `Graph.after` finds them."""
     seen: set[str] = set()
     pending = list(nodes)
     while pending:
         for reader in graph.get_next_nodes(pending.pop()):
-            if reader.node_name not in seen:
+            if reader.node_name not in seen and reader.node_type not in until:
                 seen.add(reader.node_name)
                 pending.append(reader)
     return seen

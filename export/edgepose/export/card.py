@@ -21,6 +21,11 @@ FAMILIES = {
         "quality. An independent implementation of the ideas of “Learning Quality-aware Representation for "
         "Multi-person Pose Regression” (AAAI 2022); it does not reproduce the paper's results."
     ),
+    "querypose": (
+        "A network of queries: a fixed set of them finds people's boxes, one person each, and part queries "
+        "find the joints of the best; nothing has to suppress duplicates. An independent implementation of "
+        "“QueryPose: Sparse Multi-Person Pose Regression via Spatial-Aware Part-Level Query” (NeurIPS 2022)."
+    ),
     "sharpose": (
         "A top-down network: a transformer sees one person's crop at half resolution, judges its own pose, "
         "and where it doubts looks again, sharply, at the parts that its attention found to matter. An "
@@ -44,7 +49,7 @@ def card(spec: Spec, provenance: Mapping[str, Any], files: Mapping[str, int]) ->
 
 
 def _interface(spec: Spec) -> str:
-    return "## Input and outputs\n\n" + INTERFACES[spec.resize](spec)
+    return "## Input and outputs\n\n" + INTERFACES[spec.family](spec)
 
 
 def _image(spec: Spec, shown: str) -> str:
@@ -55,15 +60,24 @@ def _image(spec: Spec, shown: str) -> str:
     )
 
 
-def _poses(spec: Spec) -> str:
+def _maps(spec: Spec) -> str:
+    score = "expected OKS of each person, 0 for an empty slot"
+    return _poses(spec, score, "the joints", "pixels of the input")
+
+
+def _queries(spec: Spec) -> str:
+    score = "how probably each query found a person, times the mean of their `keypoint_scores`"
+    return _poses(spec, score, "the person", "pixels of the input, whose corner (not centre) is at integers")
+
+
+def _poses(spec: Spec, score: str, boxed: str, pixels: str) -> str:
     joints = len(spec.joints())
     shown = "the picture letterboxed (aspect kept, top left, padded right and below with the mean colour)"
     return (
         f"{_image(spec, shown)}\n\n"
-        "`scores` (batch, N): expected OKS of each person, 0 for an empty slot · `boxes` (batch, N, 4): x0, "
-        f"y0, x1, y1 of the joints · `keypoints` (batch, N, {joints}, 2) · `keypoint_scores` (batch, N, "
-        f"{joints}). Coordinates are pixels of the input; joints are those of {spec.skeleton}. "
-        f"A stream shows people from a score of {spec.score_threshold:g} on."
+        f"`scores` (batch, N): {score} · `boxes` (batch, N, 4): x0, y0, x1, y1 of {boxed} · `keypoints` "
+        f"(batch, N, {joints}, 2) · `keypoint_scores` (batch, N, {joints}). Coordinates are {pixels}; joints "
+        f"are those of {spec.skeleton}. A stream shows people from a score of {spec.score_threshold:g} on."
     )
 
 
@@ -84,7 +98,7 @@ def _looks(spec: Spec) -> str:
     )
 
 
-INTERFACES = {"letterbox": _poses, "crop": _looks}
+INTERFACES = {"qrpose": _maps, "querypose": _queries, "sharpose": _looks}
 
 
 def _file_line(name: str, size: int) -> str:

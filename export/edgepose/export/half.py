@@ -11,6 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, versi
 from edgepose.compression.graph import (
     DEQUANTIZE,
     QUANTIZE,
+    WEIGHTED,
     Array,
     Graph,
     along_axis,
@@ -55,6 +56,7 @@ class _Retyping:
         self._float = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
         self._constants = {n: t for n, t in self._graph.constants.items() if t.data_type == TensorProto.FLOAT}
         self._home: dict[str, int] = dict.fromkeys(self._graph.inputs, TensorProto.FLOAT)
+        self._told = set(self._graph.inputs)  # tensors that the pictures or the layers tell
         self._names: dict[tuple[str, int], str] = {}
         self._nodes: list[NodeProto] = []
         self._new: dict[str, TensorProto] = {}
@@ -95,6 +97,11 @@ class _Retyping:
                     self._names[name, TensorProto.FLOAT] = name
 
     def _type_for(self, node: NodeProto) -> int:
+        told = node.op_type != "Shape" and any(name in self._told for name in node.input)
+        if told or node.op_type in WEIGHTED:
+            self._told.update(node.output)
+        elif node.op_type not in (*MOVES, QUANTIZE, DEQUANTIZE):
+            return TensorProto.FLOAT  # arithmetic on constants: the places that everything starts from
         if node.op_type in FLOAT_OPS or node.name in self._keep or node.op_type == "Cast":
             return TensorProto.FLOAT  # a Cast makes floats of integers: indices beyond 2048 do not fit half
         if node.op_type in MOVES and any(self._home.get(name) == TensorProto.FLOAT for name in node.input):

@@ -27,7 +27,7 @@ from edgepose.export.assemble import Parts, assemble
 from edgepose.export.legalise import legalise
 from edgepose.export.lint import NEWEST_OPSET, RULES, errors, lint
 from edgepose.export.simplify import simplify
-from edgepose.export.specs import CONTRACTS, require_exportable, spec_of
+from edgepose.export.specs import CONTRACTS, spec_of
 from edgepose.export.trace import trace
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.drafts import draft_file
@@ -120,7 +120,6 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def _fp32_parts(name: str, weights: Path | None, options: dict[str, Any]) -> Parts:
-    require_exportable(name)  # refuse before anything is loaded
     model, origin = load_model(name, weights, options)
     spec = spec_of(name, model)
     frames = golden_frames(spec)

@@ -136,4 +136,4 @@ _LOOKS = Agreement(
         int8=LookDifference(heatmaps=5e-2, quality=2e-2, regions=0.2, context=5e-2),
     ),
 )
-AGREEMENTS = {"qrpose": _POSES, "sharpose": _LOOKS}
+AGREEMENTS = {"qrpose": _POSES, "querypose": _POSES, "sharpose": _LOOKS}
