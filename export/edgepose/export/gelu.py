@@ -1,4 +1,4 @@
-"""GELU in the order of operations that ONNX Runtime and TensorRT know, and make one kernel of."""
+"""GELU in the order of operations that ONNX Runtime knows, and makes one kernel of."""
 
 from __future__ import annotations
 
