@@ -18,15 +18,15 @@ from edgepose.compression.graph import DEQUANTIZE, WEIGHTED, Graph, count_ops, l
 from edgepose.compression.plan import float_tail
 from edgepose.compression.quantize import quantize
 from edgepose.export.assemble import LINTED
-from edgepose.export.contract import largest
 from edgepose.export.half import MOVES
 from edgepose.export.lint import errors, lint
 from edgepose.export.simplify import simplify
-from edgepose.export.single_stage import OUTPUTS, QUERIES, PoseDifference, difference
+from edgepose.export.single_stage import OUTPUTS
 from edgepose.export.specs import spec_of
 from edgepose.export.trace import FORBIDDEN, trace
 from edgepose.export.verb_export import export
 from edgepose.export.views import cpu_view, fp16_view, trt_view, typed_view
+from edgepose.runtime.agreement import AGREEMENTS, PoseDifference, largest, pose_difference
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.poses import F32
 from edgepose.training.checkpoint import save_tensors
@@ -161,7 +161,7 @@ def test_places_stay_float32_and_convolutions_become_half(roi: str, graphs: dict
 
 def compared(expected: Sequence[Any], actual: Sequence[Any]) -> PoseDifference:
     """Of whoever is found with a score that rounding does not reorder."""
-    return largest([difference(a, b, 0.05) for a, b in zip(expected, actual, strict=True)])
+    return largest([pose_difference(a, b, 0.05) for a, b in zip(expected, actual, strict=True)])
 
 
 def test_answers_in_halves_are_within_the_contract(graphs: dict[str, ModelProto]) -> None:
@@ -169,7 +169,7 @@ def test_answers_in_halves_are_within_the_contract(graphs: dict[str, ModelProto]
     view = fp16_view(model, kept(model))
     for optimised in (False, True):
         apart = compared(outputs_of(model, feeds()), outputs_of(view, feeds(), optimised=optimised))
-        assert apart.within(QUERIES.views["fp16"]), apart
+        assert apart.within(AGREEMENTS["querypose"].views["fp16"]), apart
 
 
 @pytest.fixture(scope="module")
@@ -206,8 +206,10 @@ def test_every_view_of_the_quantized_graph_is_legal_and_answers_alike(
             assert not errors(lint(view, release)), (name, release)
             assert not [one for one in lint(view, release) if one.rule == "P03"]  # no INT8 deconvolution
         apart = compared(origin, outputs_of(view, feeds(), optimised=False))
-        assert apart.within(QUERIES.views[name]), (name, apart)
-    assert compared(origin, outputs_of(cpu_view(int8), feeds())).within(QUERIES.views["int8.ort"])
+        assert apart.within(AGREEMENTS["querypose"].views[name]), (name, apart)
+    assert compared(origin, outputs_of(cpu_view(int8), feeds())).within(
+        AGREEMENTS["querypose"].views["int8.ort"]
+    )
 
 
 def test_a_bundle_says_how_it_was_made_and_where_pixels_are(bundle: Bundle) -> None:

@@ -14,7 +14,8 @@ from onnx import ModelProto
 
 from edgepose.compression.graph import Graph, count_ops
 from edgepose.export.lint import lint
-from edgepose.export.trace import FORBIDDEN, OUTPUTS, trace
+from edgepose.export.single_stage import OUTPUTS
+from edgepose.export.trace import FORBIDDEN, trace
 from edgepose.runtime.spec import Spec
 from edgepose.training.models import build
 from edgepose.training.models.querypose.network import QueryPose
@@ -41,7 +42,7 @@ def lively(name: str, **options: Any) -> QueryPose:
 
 
 def traced(network: QueryPose) -> ModelProto:
-    return trace(network, Spec("querypose", "any", *SIZE))
+    return trace(network, Spec("querypose", "any", *SIZE))["pose"]
 
 
 def require_equal(network: QueryPose, graph: ModelProto, batch: int) -> None:
@@ -94,14 +95,6 @@ def require_narrow_indices(graph: ModelProto) -> None:
     (ramp,) = [node for node in index.nodes if node.op_type == "Range"]
     values = [index.value(name) for name in ramp.input]
     assert {value.dtype for value in values if value is not None} == {np.dtype(np.int32)}
-
-
-def test_the_other_graph_pools_by_grid_sample() -> None:
-    """Shorter, as it is the pooling that differs."""
-    network = lively("querypose_tiny", roi="gridsample", stages=1, top_k=4)
-    graph = traced(network)
-    require_plain(graph, "gridsample")
-    require_equal(network, graph, 2)
 
 
 @pytest.mark.slow

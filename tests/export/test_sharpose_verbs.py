@@ -29,9 +29,9 @@ from edgepose.compression.quantize import Quantized, quantize
 from edgepose.compression.shown import MOST, people_shown
 from edgepose.compression.verb_compress import compress
 from edgepose.export import golden
-from edgepose.export.two_stage import LookDifference
 from edgepose.export.verb_export import export
 from edgepose.export.verb_verify import verify
+from edgepose.runtime.agreement import LookDifference
 from edgepose.runtime.backend_onnxruntime import DISABLED, session_options
 from edgepose.runtime.bundle import Bundle, publish
 from edgepose.runtime.cli import guarded
