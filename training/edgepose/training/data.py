@@ -219,7 +219,7 @@ def collate(pictures: Sequence[Picture], min_area: float, by_box: bool = False) 
     """Padded to the most people in one picture (at least one, so that no shape is empty)."""
     most = max(1, *(len(picture.area) for picture in pictures))
 
-    def padded(values: list[npt.NDArray[np.generic]]) -> torch.Tensor:
+    def padded(values: Sequence[npt.NDArray[np.generic]]) -> torch.Tensor:
         full = np.zeros((len(values), most, *values[0].shape[1:]), values[0].dtype)
         for row, value in zip(full, values, strict=True):
             row[: len(value)] = value
