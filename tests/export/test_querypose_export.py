@@ -17,6 +17,12 @@ from edgepose.compression.execution import INPUT, Feeds, outputs_of
 from edgepose.compression.graph import DEQUANTIZE, WEIGHTED, Graph, count_ops, load_onnx, opset
 from edgepose.compression.plan import float_tail
 from edgepose.compression.quantize import quantize
+from edgepose.compression.torch_quantize import (
+    fold_batch_norm,
+    quantize_torch,
+    torch_plan,
+    without_compiler,
+)
 from edgepose.export.assemble import LINTED
 from edgepose.export.half import MOVES
 from edgepose.export.lint import errors, lint
@@ -210,6 +216,23 @@ def test_every_view_of_the_quantized_graph_is_legal_and_answers_alike(
     assert compared(origin, outputs_of(cpu_view(int8), feeds())).within(
         AGREEMENTS["querypose"].views["int8.ort"]
     )
+
+
+def test_the_torch_network_is_quantized_by_the_same_plan() -> None:
+    """For the ledger's row, on NNCF's other backend: of the convolutions the same stay float."""
+    network = network_of("gridsample")
+    picture = torch.from_numpy(pictures(1))
+    plan = torch_plan(fold_batch_norm(network, picture), picture, "querypose")
+    convolutions = {name for name in plan if "/conv" in name}
+    assert convolutions == {"embedding/raise_/0/conv_transpose2d/0", "embedding/attend/conv2d/0"}
+    changed = quantize_torch(network, [pictures(1)], "querypose")
+    with torch.no_grad(), without_compiler():
+        before, after = (
+            {name: value.numpy() for name, value in one(picture).items()} for one in (network, changed)
+        )
+    apart = compared([before], [after])
+    assert apart.keypoint_px > 0
+    assert apart.within(QUERIES.views["int8.trt"]), apart
 
 
 def test_a_bundle_says_how_it_was_made_and_where_pixels_are(bundle: Bundle) -> None:

@@ -15,12 +15,8 @@ class Scope:
     pattern: str
     reason: str
     downstream: bool  # whether everything computed from these layers stays float too
-    until: Literal["layers", "convolutions"] | None = (
-        None  # what ends that: these, and what is behind, do not
-    )
-    half: bool = (
-        False  # whether half precision will do; otherwise what is downstream is float32 in every view
-    )
+    until: Literal["layers", "convolutions"] | None = None  # what ends that, itself not among it
+    half: bool = False  # whether that may be half; otherwise it is float32 in every view
 
     def matches(self, name: str) -> bool:
         """Whether one component of the path `name` is the pattern."""

@@ -42,7 +42,7 @@ class Attention(nn.Module):
 
         The probabilities are read here alone, so that the chain can become one kernel.
         """
-        logits = heads.queries @ heads.keys.mT
+        logits = heads.queries @ heads.keys.transpose(-1, -2)
         mixed = torch.softmax(logits if bias is None else logits + bias, -1) @ heads.values
         out: Tensor = self.proj(mixed.transpose(-2, -3).flatten(-2))
         return out

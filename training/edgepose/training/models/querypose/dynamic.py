@@ -21,7 +21,7 @@ class DynamicConv(nn.Module):
     def forward(self, queries: Tensor, regions: Tensor) -> Tensor:
         """(M, C) and its regions (M, C, cells, cells) -> (M, C)."""
         narrow, wide = self.dynamic_layer(queries).chunk(2, -1)  # the first half first
-        seen = regions.flatten(2).mT  # (M, cells², C)
+        seen = regions.flatten(2).transpose(-1, -2)  # (M, cells², C)
         seen = torch.relu(self.norm1(seen @ torch.unflatten(narrow, -1, (-1, self.inner))))
         seen = torch.relu(self.norm2(seen @ torch.unflatten(wide, -1, (self.inner, -1))))
         return torch.relu(self.norm3(self.out_layer(seen.flatten(1))))

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from edgepose.training.models.attention import Attention, Mlp
 from edgepose.training.models.querypose.config import Config
@@ -88,7 +87,8 @@ class PoseStage(nn.Module):
         """What an instance query adds to each of its parts: (M, C) -> (M, J, c). One layer for all parts."""
         weight = torch.cat([layer.weight for layer in self.residual])  # type: ignore[misc]
         bias = torch.cat([layer.bias for layer in self.residual])  # type: ignore[misc]
-        return torch.unflatten(functional.linear(queries, weight, bias), -1, (len(self.residual), -1))
+        # No `linear`: NNCF looks for a weight of its own behind each.
+        return torch.unflatten(queries @ weight.transpose(0, 1) + bias, -1, (len(self.residual), -1))
 
     def joints(self, parts: Tensor) -> Joints:
         """Part queries (M, J, c) -> joints in the skeleton's order."""

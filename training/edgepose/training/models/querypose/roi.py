@@ -57,7 +57,9 @@ def pooled_by_size(maps: Sequence[Tensor], boxes: Tensor, cells: int, roi: Roi) 
 def _gathered(maps: Sequence[Tensor], boxes: Tensor, cells: int, level: Tensor) -> Tensor:
     """Each box (B, N, 4) from the map of its `level` (B, N) int64: RoIAlign itself, by rows of channels."""
     (B, N), C = level.shape, maps[0].shape[1]
-    table = torch.cat([features.flatten(2).mT for features in maps], 1).to(boxes.dtype)  # (B, pixels, C)
+    table = torch.cat([features.flatten(2).transpose(-1, -2) for features in maps], 1).to(
+        boxes.dtype
+    )  # (B, pixels, C)
     counts = [features.shape[2] * features.shape[3] for features in maps]
     sides = boxes.new_tensor([(features.shape[3], features.shape[2]) for features in maps])[level][..., None]
     starts = level.new_tensor([sum(counts[:index]) for index in range(len(maps))])[level]  # (B, N)

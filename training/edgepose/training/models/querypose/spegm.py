@@ -23,4 +23,4 @@ class PartEmbedding(nn.Module):
         """(M, C, H, W) -> (M, J, c)."""
         raised = torch.relu(self.raise_(regions))  # (M, C, 2H, 2W)
         share = torch.softmax(self.attend(raised).flatten(2), -1)  # over places, not parts
-        return cast(Tensor, self.embed(share @ raised.flatten(2).mT))
+        return cast(Tensor, self.embed(share @ raised.flatten(2).transpose(-1, -2)))
