@@ -21,7 +21,6 @@ from edgepose.training.families.sharpose import SharPoseCourse, SharPoseRecipe, 
 from edgepose.training.models.sharpose import build
 from edgepose.training.models.sharpose.guide import guidance, tokens_at, watched
 from edgepose.training.models.sharpose.scratch import waves
-from edgepose.training.order import index_at
 from edgepose.training.recipe import open_recipe, parse_recipe
 from edgepose.training.topdown_data import croppable
 from edgepose.training.topdown_evaluation import EVERYBODY, NOBODY, curve, looks_at, operating, two_stage
@@ -135,8 +134,25 @@ def test_crops_follow_from_the_number_alone() -> None:
         assert a_id == b_id
         np.testing.assert_array_equal(a.image, b.image)
         np.testing.assert_array_equal(a.joints, b.joints)
-    assert {index_at(ordinal, len(first), 3) for ordinal in range(len(first))} == set(range(len(first)))
     assert not np.array_equal(first[0][0].image, first[len(first)][0].image)
+
+
+STILL = (
+    "workers: 0, changes: {shift_share: 0, half_body_share: 0, scale: 0, rotation_share: 0, flip_share: %d}"
+)
+
+
+def test_every_person_is_shown_once_before_anybody_again() -> None:
+    crops = Crops(recipe(**{"workers: 0": STILL % 0}), (96, 128))
+    passes = [{crops[start + n][0].image.tobytes() for n in range(len(crops))} for start in (0, len(crops))]
+    assert len(passes[0]) == len(crops)
+    assert passes[0] == passes[1]
+
+
+def test_mirrored_crops_are_mirrored() -> None:
+    plain, mirrored = (Crops(recipe(**{"workers: 0": STILL % flip}), (96, 128)) for flip in (0, 1))
+    for ordinal in range(4):
+        np.testing.assert_array_equal(mirrored[ordinal][0].image, plain[ordinal][0].image[:, ::-1])
 
 
 def test_processes_share_the_people_out() -> None:

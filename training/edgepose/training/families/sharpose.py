@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edgepose.calibration.dataset import Dataset
 from edgepose.runtime.spec import Spec
+from edgepose.runtime.topdown.twostage import GRAPHS
 from edgepose.training.batch import normalised
 from edgepose.training.crops import Collate, CropBatch, CropData, CropRecipe, Crops
 from edgepose.training.families.course import Course, Group
@@ -62,9 +63,7 @@ class SharPoseSchedule(Schedule):
 class SharPoseRecipe(CropRecipe):
     """A whole run of SHaRPose."""
 
-    mae: str | None = (
-        None  # a file of a vision transformer's MAE weights to start the blocks from; null: scratch
-    )
+    mae: str | None = None  # a file of MAE weights of a vision transformer to start the blocks from
     # reference: with the authors' two slips (16 of 17 rows mined, rows and columns swapped in the OKS)
     rules: Literal["corrected", "reference"] = "corrected"
     network: Network = Network()
@@ -94,14 +93,8 @@ class SharPoseCourse(Course[SharPoseRecipe, CropBatch]):
 
     @property
     def spec(self) -> Spec:
-        width, height = self._config.size
-        threshold = self._config.threshold
-        return Spec(
-            *("sharpose", self.recipe.model, width, height),
-            graphs=("coarse", "fine"),
-            resize="crop",
-            refine_below=threshold,
-        )
+        name, (width, height), limit = self.recipe.model, self._config.size, self._config.threshold
+        return Spec("sharpose", name, width, height, graphs=GRAPHS, resize="crop", refine_below=limit)
 
     def fresh_model(self) -> SharPose:
         return SharPose(self._config)
