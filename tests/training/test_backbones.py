@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import warnings
 import zlib
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from edgepose.training.models.backbones.body import Body
 from edgepose.training.models.backbones.dla import DlaUp
 from edgepose.training.models.backbones.hrnet import Branches
 from edgepose.training.models.backbones.resnet import ResNet
+from edgepose.training.models.backbones.swin import SIZES, Swin, SwinBlock
 from edgepose.training.models.backbones.topdown import TopDown
 from edgepose.training.models.qrpose.network import QrPose
 
@@ -36,6 +37,7 @@ needs_golden = pytest.mark.skipif(
 BODIES: dict[str, Callable[[], Body]] = {
     **{name: body for name, (body, _) in BACKBONES.items()},
     "resnet50": partial(ResNet, 50),
+    **{f"swin{size}": partial(Swin, size) for size in SIZES},
 }
 # Mean and standard deviation of the four maps of timm 1.0.31's networks, filled by `filled` with gain 0.5 and
 # shown `noise()`; computed once. Its ResNets are torchvision's, its HRNet and DLA their authors'.
@@ -128,6 +130,10 @@ def fused_away(width: int) -> int:
         # The pose networks of the HRNet paper, table 1: one branch given out, 17 heatmaps.
         ("hrnet32", 17 * 32 + 17 - fused_away(32), 28_500_000, 50_000),
         ("hrnet48", 17 * 48 + 17 - fused_away(48), 63_600_000, 50_000),
+        # A classifier and one norm there, one norm for each map here.
+        ("swint", 768 * 1000 + 1000 + 2 * 768 - 2 * 15 * 96, 28_288_354, 0),
+        ("swinb", 1024 * 1000 + 1000 + 2 * 1024 - 2 * 15 * 128, 87_768_224, 0),
+        ("swinl", 1536 * 1000 + 1000 + 2 * 1536 - 2 * 15 * 192, 196_532_476, 0),
     ],
 )
 def test_bodies_have_the_published_number_of_parameters(
@@ -190,6 +196,53 @@ def test_hrnet_has_the_published_modules() -> None:
         "stage3": 4 * 3 * 4,
         "stage4": 3 * 4 * 4,
     }
+
+
+def attend_by_groups(block: SwinBlock, cells: Tensor) -> Tensor:
+    """What a block's attention adds to cells (H, W, C): each looks at those of its group, one by one.
+
+    Groups are squares of 7x7 whose borders the shift moves by 3 cells; the last ones reach into zeros beyond.
+    """
+    height, width, C = cells.shape
+    heads, size = C // block.attn.head_dim, block.attn.head_dim
+    padded = functional.pad(cells, (0, 0, 0, -width % 7, 0, -height % 7))
+    tokens = padded.reshape(-1, C)
+    places = [(y, x) for y in range(padded.shape[0]) for x in range(padded.shape[1])]
+    groups = [((y - block.shift) // 7, (x - block.shift) // 7) for y, x in places]
+    q, k, v = (part.reshape(-1, heads, size) for part in block.attn.qkv(tokens).chunk(3, -1))
+    out = torch.zeros(len(places), C)
+    for i, (y, x) in enumerate(places):
+        mates = [j for j, group in enumerate(groups) if group == groups[i]]
+        rows = [(y - places[j][0] + 6) * 13 + x - places[j][1] + 6 for j in mates]
+        logits = torch.einsum("hd,mhd->hm", q[i], k[mates]) / size**0.5
+        logits = logits + block.attn.relative_position_bias_table[rows].T
+        out[i] = torch.einsum("hm,mhd->hd", logits.softmax(-1), v[mates]).flatten()
+    out = block.attn.proj(out).reshape(padded.shape)
+    return out[:height, :width]
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("size", [(7, 7), (10, 16), (3, 8)])
+def test_a_swin_block_attends_within_its_windows(shifted: bool, size: tuple[int, int]) -> None:
+    torch.manual_seed(3)
+    block = SwinBlock(8, 2, shifted, 0.0).eval()
+    torch.nn.init.normal_(block.attn.relative_position_bias_table)
+    cells = torch.randn(2, *size, 8)
+    with torch.no_grad():
+        got = block.attend(cells)
+        for picture, expected in zip(cells, got, strict=True):
+            assert torch.allclose(attend_by_groups(block, picture), expected, atol=1e-5)
+
+
+def test_swin_gives_four_maps_and_drops_more_the_deeper() -> None:
+    body = on_meta(partial(Swin, "t"))
+    with torch.no_grad():
+        maps = body(torch.empty(2, 3, 64, 96, device="meta"))
+    assert [tuple(m.shape) for m in maps] == [(2, 96 << i, 16 >> i, 24 >> i) for i in range(4)]
+    rates = [module.drop_path.rate for module in body.modules() if isinstance(module, SwinBlock)]
+    assert rates == pytest.approx([0.2 * index / 11 for index in range(12)], abs=1e-6)
+    shifts = [[block.shift for block in stage.blocks] for stage in body.layers]
+    assert shifts == [[0, 3], [0, 3], [0, 3] * 3, [0, 3]]
 
 
 def golden_keys(config: str) -> dict[str, str]:
@@ -388,6 +441,26 @@ def test_published_weights_start_a_backbone(
     for key, value in network.state_dict().items():
         expected = published.get(key.removeprefix("backbone.body."), before[key])
         assert torch.equal(value, expected), key
+
+
+def test_published_weights_start_a_swin_and_a_pose_hrnet(tmp_path: Path) -> None:
+    """With a classifier, masks and one norm for four; with one branch of the last exchange alone."""
+    swin, hrnet = Swin("t"), BODIES["hrnet32"]()
+    theirs = {key: value + 1 for key, value in swin.state_dict().items() if not key.startswith("norm")}
+    others = ("norm.weight", "head.bias", "layers.2.blocks.5.attn_mask")
+    torch.save({"model": {**theirs, **{key: torch.zeros(3) for key in others}}}, tmp_path / "swin.pth")
+    network = nn.Module()
+    network.backbone = nn.Sequential(OrderedDict(body=Swin("t")))
+    load_backbone(network, tmp_path / "swin.pth")
+    found = network.get_submodule("backbone.body").state_dict()
+    assert all(torch.equal(found[key], value) for key, value in theirs.items())
+    theirs = {key: value + 1 for key, value in hrnet.state_dict().items() if not key.startswith(hrnet.fresh)}
+    assert 0 < len(hrnet.state_dict()) - len(theirs) < 120
+    torch.save({**theirs, "final_layer.weight": torch.zeros(3)}, tmp_path / "pose_hrnet.pth")
+    network.backbone = nn.Sequential(OrderedDict(body=BODIES["hrnet32"]()))
+    load_backbone(network, tmp_path / "pose_hrnet.pth")
+    found = network.get_submodule("backbone.body").state_dict()
+    assert all(torch.equal(found[key], value) for key, value in theirs.items())
 
 
 def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:

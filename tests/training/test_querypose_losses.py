@@ -469,13 +469,15 @@ def test_some_steps_learn_a_picture() -> None:
     assert isinstance(network, QueryPose)
     network.train()
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 150)
     first: dict[str, float] = {}
-    for _ in range(120):
+    for _ in range(150):
         terms = Loss()(network(images(1), targets), targets)
         optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         nn.utils.clip_grad_norm_(network.parameters(), 10.0)
         optimizer.step()
+        schedule.step()
         first = first or {name: term.item() for name, term in terms.items()}
     last = {name: term.item() for name, term in terms.items()}
     assert last["score_2"] < 0.2 * first["score_2"]

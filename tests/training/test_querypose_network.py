@@ -27,6 +27,7 @@ from edgepose.training.models.querypose.config import Config
 from edgepose.training.models.querypose.dynamic import DynamicConv
 from edgepose.training.models.querypose.network import QueryPose
 from edgepose.training.models.querypose.parts import PARTS, places
+from edgepose.training.models.querypose.pose_stage import chance
 from edgepose.training.models.querypose.pyramids import Fpn, HrFpn, HrFpnV1
 from edgepose.training.models.querypose.roi import STRIDES, pooled, pooled_by_size
 
@@ -43,6 +44,12 @@ SMALL: dict[str, Any] = {
 
 def made(**options: Any) -> QueryPose:
     network = build(TINY, **{"size": SIZE, **options})
+    assert isinstance(network, QueryPose)
+    return network
+
+
+def published(name: str, top_k: int | None) -> QueryPose:
+    network = build(name, size=SIZE, top_k=top_k)
     assert isinstance(network, QueryPose)
     return network
 
@@ -205,17 +212,32 @@ def test_parts_hold_every_joint_once_and_are_mirrored(skeleton: str) -> None:
 # The graph.
 
 
+def test_a_chance_is_a_sigmoid_that_depends_on_nothing_else() -> None:
+    logits = 5 * torch.randn(3000)
+    whole = chance(logits)
+    assert torch.allclose(whole, torch.sigmoid(logits), rtol=1e-6)
+    assert all(torch.equal(chance(logits[:count].clone()), whole[:count]) for count in range(1, 300))
+    assert chance(torch.tensor([-1e4, 1e4])).tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("top_k", [20, 10, 7])
 def test_gating_changes_nothing_about_those_who_stay(top_k: int) -> None:
-    """Not by a bit: with the default of 20, and with fewer."""
+    """Not by a bit: with the default of 20, and with fewer, of one picture and of three."""
     gated, every = lively(made(top_k=top_k)), lively(made(top_k=None))
+    for count in (1, 3):
+        require_gated(gated, every, images(count))
+
+
+def require_gated(gated: QueryPose, every: QueryPose, pictures: Tensor) -> None:
+    """The best queries of `every`, best first, and all equal."""
     with torch.no_grad():
-        few, all_ = gated(images(2)), every(images(2))
-        told = every.boxed(every.backbone(images(2)), torch.tensor([SIZE] * 2).float())
+        few, all_ = gated(pictures), every(pictures)
+        told = every.boxed(every.backbone(pictures), torch.tensor([SIZE] * len(pictures)).float())
+    top_k = gated.config.top_k
     best = told[-1].logits.argsort(1, descending=True)[:, :top_k]
     for name in OUTPUTS:
         chosen = torch.stack([values[rows] for values, rows in zip(all_[name], best, strict=True)])
-        assert few[name].shape[:2] == (2, top_k)
+        assert few[name].shape[:2] == (len(pictures), top_k)
         assert (few[name] - chosen).abs().max().item() == 0.0, name
     assert torch.equal(all_["boxes"], told[-1].boxes), "without gating the queries keep their order"
     assert few["keypoints"].std() > 5
@@ -226,16 +248,8 @@ def test_gating_changes_nothing_about_those_who_stay(top_k: int) -> None:
 @pytest.mark.parametrize("name", ["querypose_hrnet32", "querypose_r50_full"])
 def test_gating_changes_nothing_in_a_published_network(name: str) -> None:
     """All 100 queries, and the 20 best."""
-    found = {}
-    for top_k in (20, None):
-        network = build(name, size=SIZE, top_k=top_k)
-        assert isinstance(network, QueryPose)
-        with torch.no_grad():
-            found[top_k] = lively(network)(images(1))
-    few, all_ = found[20], found[None]
-    rows = [int((all_["boxes"][0] == box).all(-1).nonzero()[0]) for box in few["boxes"][0]]
-    for key in OUTPUTS:
-        assert (few[key][0] - all_[key][0, rows]).abs().max().item() == 0.0, key
+    gated, every = (lively(published(name, top_k)) for top_k in (20, None))
+    require_gated(gated, every, images(1))
 
 
 def test_outputs_hold_together() -> None:

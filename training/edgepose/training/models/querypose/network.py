@@ -31,7 +31,7 @@ from edgepose.training.models.querypose.losses import Aim, Learned, Outputs, aim
 from edgepose.training.models.querypose.matching import Matches, matched
 from edgepose.training.models.querypose.parts import PARTS
 from edgepose.training.models.querypose.pose_stage import CELLS as POSE_CELLS
-from edgepose.training.models.querypose.pose_stage import Instance, Joints, PoseStage
+from edgepose.training.models.querypose.pose_stage import Instance, Joints, PoseStage, chance
 from edgepose.training.models.querypose.published import translated
 from edgepose.training.models.querypose.pyramids import Fpn, HrFpn, HrFpnV1
 from edgepose.training.models.querypose.queries import Queries
@@ -125,11 +125,10 @@ class QueryPose(nn.Module):
         (specs/querypose.md section 0, item 3). Without `top_k` all queries in their own order.
         """
         told = self.boxed(maps, sizes)
-        person = torch.sigmoid(told[-1].logits)  # of all: a few at a time round differently
         if self.config.top_k is not None:
             best = told[-1].logits.topk(self.config.top_k, 1).indices
-            told, person = [stage.chosen(best) for stage in told], person.gather(1, best)
-        return self.outputs(person, told[-1].boxes, self.posed(maps[0], told))
+            told = [stage.chosen(best) for stage in told]
+        return self.outputs(told[-1], self.posed(maps[0], told))
 
     def boxed(self, maps: Sequence[Tensor], sizes: Tensor) -> list[Told]:
         """What each box stage says of all N queries, in pictures of `sizes` (B, 2)."""
@@ -155,14 +154,14 @@ class QueryPose(nn.Module):
             _, parts = stage(queries.flatten(0, 1), regions, parts)
         return cast(PoseStage, self.pose_stages[-1]).joints(parts)
 
-    def outputs(self, person: Tensor, boxes: Tensor, joints: Joints) -> dict[str, Tensor]:
-        """The named outputs, from persons' probabilities (B, N), boxes (B, N, 4) and B*N people's joints."""
-        B, N = person.shape
+    def outputs(self, told: Told, joints: Joints) -> dict[str, Tensor]:
+        """The named outputs, from what the last stages say of B*N people."""
+        B, N = told.logits.shape
         K = joints.coordinates.shape[1]
-        keypoints = absolute(joints.coordinates.reshape(B, N, K, 2), boxes)
+        keypoints = absolute(joints.coordinates.reshape(B, N, K, 2), told.boxes)
         sure = joints.scores.reshape(B, N, K)
-        scores = person * sure.mean(-1)  # section 9
-        return {"scores": scores, "boxes": boxes, "keypoints": keypoints, "keypoint_scores": sure}
+        scores = chance(told.logits) * sure.mean(-1)  # section 9
+        return {"scores": scores, "boxes": told.boxes, "keypoints": keypoints, "keypoint_scores": sure}
 
     # Training.
 

@@ -31,6 +31,16 @@ class Joints(NamedTuple):
         return 1 - self.deviations.mean(-1)
 
 
+def chance(logits: Tensor) -> Tensor:
+    """Sigmoid, of each number the same whatever stands beside it.
+
+    torch's own rounds the last few of a tensor in another way, and gating could be seen.
+    """
+    if torch.onnx.is_in_onnx_export():
+        return torch.sigmoid(logits)
+    return functional.logsigmoid(logits).exp()
+
+
 class Instance(nn.Module):
     """The full version's second look at a person (8.2)."""
 
@@ -95,7 +105,7 @@ class PoseStage(nn.Module):
         # Only their direction tells where, their length how sure (8.6).
         direction = parts * parts.square().sum(-1, keepdim=True).clamp(min=TINY).rsqrt()
         coordinates = self._in_order(self.coordinates, direction)
-        return Joints(coordinates.float(), torch.sigmoid(self._in_order(self.deviations, parts).float()))
+        return Joints(coordinates.float(), chance(self._in_order(self.deviations, parts).float()))
 
     def _in_order(self, layers: nn.ModuleList, parts: Tensor) -> Tensor:
         """(M, K, 2): each part's own layer, then the joints in order."""
