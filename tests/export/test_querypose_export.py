@@ -232,7 +232,7 @@ def test_the_torch_network_is_quantized_by_the_same_plan() -> None:
         )
     apart = compared([before], [after])
     assert apart.keypoint_px > 0
-    assert apart.within(QUERIES.views["int8.trt"]), apart
+    assert apart.within(AGREEMENTS["querypose"].views["int8.trt"]), apart
 
 
 def test_a_bundle_says_how_it_was_made_and_where_pixels_are(bundle: Bundle) -> None:
