@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from edgepose.training.models.attention import Attention, Mlp
 from edgepose.training.models.querypose.config import Config
