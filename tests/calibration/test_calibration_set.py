@@ -193,7 +193,8 @@ def edit(folder: Path, change: Callable[[dict], object]) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[dict], object], str]] = {
-    "newer": (lambda m: m.update(version=2), r"its version is 2\); make the set again"),
+    "newer": (lambda m: m.update(version=3), r"its version is 3\); make the set again"),
+    "older": (lambda m: m.update(version=1), r"its version is 1\); make the set again"),
     "no images": (lambda m: m.pop("images"), "damaged manifest"),
     "an entry without hash": (lambda m: m["images"][0].pop("sha256"), "damaged manifest"),
     "images of numbers": (lambda m: m.update(images=[1]), "damaged manifest"),

@@ -35,6 +35,7 @@ from edgepose.runtime.agreement import LookDifference
 from edgepose.runtime.backend_onnxruntime import DISABLED, session_options
 from edgepose.runtime.bundle import Bundle, publish
 from edgepose.runtime.cli import guarded
+from edgepose.runtime.golden import apart, limit, read
 from edgepose.runtime.preprocess import normalise
 from edgepose.runtime.spec import Spec
 from edgepose.training.models import WEIGHTS, build
@@ -140,20 +141,20 @@ def test_the_bundle_has_every_view_of_both_graphs_and_repeats_itself(chain: Chai
     views = ("fp32", "fp16", "int8.ort", "int8.trt", "int8.trt-typed")
     graphs = {name for name in bundle.files if name.endswith(".onnx")}
     assert graphs == {f"{graph}.{view}.onnx" for graph in ("coarse", "fine") for view in views}
-    recorded = golden.read(bundle)
+    recorded = read(bundle)
     for view in recorded.expected:
         model = load_onnx(bundle.folder / f"{view}.onnx")
-        apart = golden.deviation(recorded, view, model, bundle.spec)
-        assert apart.within(type(apart)(0, 0, 0, 0)), view
+        moved = golden.deviation(recorded, view, model, bundle.spec)
+        assert moved.within(type(moved)(0, 0, 0, 0)), view
     near = LookDifference(heatmaps=0.05, quality=0.02, regions=0.2, context=0.05)
     same = LookDifference(heatmaps=1e-4, quality=1e-4, regions=0.0, context=1e-4)
     for graph in ("coarse", "fine"):
         fp32, fp16, int8, *rewritten = (recorded.expected[f"{graph}.{view}"] for view in views)
-        assert golden.apart(fp32, fp16, bundle.spec).within(golden.limit("coarse.fp16", bundle.spec))
-        assert golden.apart(fp32, int8, bundle.spec).within(near)
-        assert not golden.apart(fp32, int8, bundle.spec).within(same)
+        assert apart(fp32, fp16, bundle.spec).within(limit("coarse.fp16", bundle.spec))
+        assert apart(fp32, int8, bundle.spec).within(near)
+        assert not apart(fp32, int8, bundle.spec).within(same)
         for other in rewritten:
-            assert golden.apart(int8, other, bundle.spec).within(near)
+            assert apart(int8, other, bundle.spec).within(near)
     card = (bundle.folder / "README.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in card for name in graphs)
     assert "sees the first 5 cells" in card
@@ -162,15 +163,13 @@ def test_the_bundle_has_every_view_of_both_graphs_and_repeats_itself(chain: Chai
 
 def test_golden_vectors_catch_other_weights(chain: Chain) -> None:
     bundle = Bundle.open(chain.full)
-    recorded = golden.read(bundle)
+    recorded = read(bundle)
     for view, name in (("coarse.fp32", "quality_predictor.mlp.6.bias"), ("fine.fp32", "heatmap_mlp.4.bias")):
         model = load_onnx(bundle.folder / f"{view}.onnx")
         tensor = next(t for t in model.graph.initializer if t.name.endswith(name))
         shifted = onnx.numpy_helper.to_array(tensor) + np.float32(0.05)
         tensor.CopyFrom(onnx.numpy_helper.from_array(shifted, tensor.name))
-        assert not golden.deviation(recorded, view, model, bundle.spec).within(
-            golden.limit(view, bundle.spec)
-        )
+        assert not golden.deviation(recorded, view, model, bundle.spec).within(limit(view, bundle.spec))
 
 
 def test_spec_and_records(chain: Chain) -> None:
