@@ -123,7 +123,11 @@ def bundle_of(model: str, folder: Path) -> Bundle:
         return Bundle.open(model)
     weights = folder / f"{model}.safetensors"
     torch.manual_seed(0)
-    save_file({name: value.contiguous() for name, value in build(model).state_dict().items()}, weights)
+    # Untrained biases are all 0; the exporter would make one of the equal ones, and names would clash.
+    state = {
+        name: value + 0.02 * torch.randn_like(value) for name, value in build(model).state_dict().items()
+    }
+    save_file(state, weights)
     verb = [sys.executable, "-m", "edgepose.runtime.cli", "export", model, "--weights", str(weights)]
     done = subprocess.run([*verb, "--out", str(folder / model)], text=True, capture_output=True, check=False)
     if done.returncode:
