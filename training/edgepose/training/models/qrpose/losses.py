@@ -47,7 +47,8 @@ def oks(poses: Tensor, joints: Tensor, labelled: Tensor, area: Tensor) -> Tensor
 def quality_focal(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """sum of weight |T - S|² BCE(S, T) (specs/qrpose.md section 6)."""
     scores = torch.sigmoid(logits).clamp(SCORE_LIMIT, 1 - SCORE_LIMIT)
-    entropy = functional.binary_cross_entropy(scores, target, reduction="none")
+    # torch's own refuses what is no number, and the loop could not say whose picture it was
+    entropy = -(target * scores.log() + (1 - target) * (1 - scores).log())
     total: Tensor = (weight * (target - scores).abs() ** FOCUS * entropy).sum()
     return total
 
