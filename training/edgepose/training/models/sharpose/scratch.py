@@ -18,8 +18,8 @@ FASTEST = 8.0  # half waves over a crop, of the position table's fastest channel
 def start_from_scratch(model: SharPose) -> None:
     """Tell joints and places apart from the first step on, and let the blocks mix them.
 
-    Differs: the authors start from MAE weights, and joints and places at zero. From random blocks that takes
-    the tiny model 24,000 crops to what it reaches here in 2,000.
+    Differs: the authors start from MAE weights, and joints and places at zero, from where random blocks learn
+    more slowly (the tiny model's heatmap error after 28,000 crops is above what it is here after 4,000).
     """
     backbone, (width, height) = model.backbone, model.config.grid
     for tokens in (backbone.keypoint_tokens, backbone.quality_token):
