@@ -205,6 +205,9 @@ def test_parts_hold_every_joint_once_and_are_mirrored(skeleton: str) -> None:
     assert sorted(written) == list(range(len(joints)))
     assert [written[place] for place in places(parts)] == list(range(len(joints)))
     assert {frozenset(joints.mirror[joint] for joint in part) for part in parts} == set(map(frozenset, parts))
+    for part in parts:  # a limb is on one side, the others on both
+        sides = {joints.joints[joint].partition("_")[0] for joint in part}
+        assert len(sides) == 1 or {joints.mirror[joint] for joint in part} == set(part)
     if skeleton == "coco17":  # section 8.6
         assert places(parts) == [0, 1, 2, 3, 4, 5, 6, 7, 9, 8, 10, 11, 12, 13, 15, 14, 16]
 

@@ -44,14 +44,14 @@ class BoxStage(nn.Module):
 
     def forward(self, queries: Tensor, regions: Tensor) -> Found:
         """(B, N, C) and what lies in their boxes, (B*N, C, 7, 7)."""
-        queries = self.attention_norm(queries + self.attention(queries))
-        flat = queries.flatten(0, 1)
+        B, N, C = queries.shape
+        flat = self.attention_norm(queries + self.attention(queries)).flatten(0, 1)
         flat = self.interaction_norm(flat + self.interaction(flat, regions))
         flat = self.feed_norm(flat + self.feed(flat))
-        queries = flat.reshape(queries.shape)
-        logits = self.logit(self.classify(queries))[..., 0]
         # Places stay float32 where mixed precision halves the layers.
-        return Found(queries, logits.float(), self.delta(self.regress(queries)).float())
+        logits = self.logit(self.classify(flat)).float().reshape(B, N)
+        deltas = self.delta(self.regress(flat)).float().reshape(B, N, 4)
+        return Found(flat.reshape(B, N, C), logits, deltas)
 
 
 def _tower(channels: int, layers: int) -> nn.Sequential:

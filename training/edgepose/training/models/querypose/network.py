@@ -229,6 +229,7 @@ class QueryPose(nn.Module):
             require_fit(path, expected, loaded, "model", f"this model's {version} version and these options")
             log.warning("%s: holds the %s version, which the network now is", path, version)
             self.config = config
+            device = self.queries.boxes.device
             for stage in self.pose_stages:
-                cast(PoseStage, stage).instance = Instance(config) if full else None
+                cast(PoseStage, stage).instance = Instance(config).to(device) if full else None
         return loaded
