@@ -24,6 +24,7 @@ from edgepose.training.checkpoint import Progress, load_checkpoint, save_checkpo
 from edgepose.training.families import course_of
 from edgepose.training.families.course import Batch
 from edgepose.training.models import load_published, shipped_weights
+from edgepose.training.optimizer import MOMENTS, Muon
 from edgepose.training.recipe import parse_recipe
 from edgepose.training.sections import Recipe, Schedule
 
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "weights.safetensors"
 RECIPE = "recipe.yaml"
-MOMENTS = ("exp_avg", "exp_avg_sq")
 MANY = 1 << 20  # more than steps or processes
 
 
@@ -97,7 +97,7 @@ class Trainer:
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half the time on CPUs
         self.step, self.seconds = 0, 0.0
         groups = cast(list[dict[str, Any]], self.course.groups(self.model))
-        optimizer = torch.optim.AdamW(groups, recipe.schedule.learning_rate)
+        optimizer = Muon(groups, recipe.schedule.learning_rate)
         self.wrapped, self.optimizer = self.fabric.setup(self.model.train(), optimizer)
         self.average = Average(self.model, recipe.schedule.ema)
 
@@ -113,9 +113,10 @@ class Trainer:
         self.model.load_state_dict(groups["model"])
         self.average.load(groups["ema"])
         for name, parameter in self.model.named_parameters():
-            if name not in groups[MOMENTS[0]]:  # it is frozen
+            found = {m: groups[m][name] for m in MOMENTS if name in groups.get(m, {})}
+            if not found:  # it is frozen
                 continue
-            moments = {moment: groups[moment][name].to(parameter.device) for moment in MOMENTS}
+            moments = {moment: value.to(parameter.device) for moment, value in found.items()}
             self.optimizer.state[parameter] = {"step": torch.tensor(float(progress.step)), **moments}
         self.step, self.seconds = progress.step, progress.seconds
 
@@ -125,7 +126,7 @@ class Trainer:
             return
         state = self.optimizer.state
         named = {name: p for name, p in self.model.named_parameters() if p in state}  # the others are frozen
-        moments = {m: {name: state[p][m] for name, p in named.items()} for m in MOMENTS} if self.step else {}
+        moments = {m: {name: state[p][m] for name, p in named.items() if m in state[p]} for m in MOMENTS}
         groups = {"model": self.model.state_dict(), "ema": self.average.state, **moments}
         progress = Progress(self.step, round(self.seconds, 1), self.recipe.to_yaml())
         save_checkpoint(self.out / CHECKPOINT, groups, progress)

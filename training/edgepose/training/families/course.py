@@ -28,6 +28,7 @@ class Group(TypedDict):
     params: list[nn.Parameter]
     weight_decay: float
     scale: float  # of the schedule's learning rate
+    orthogonal: int  # equal blocks of rows, each turned by itself (`optimizer.Muon`); 0: AdamW
 
 
 R = TypeVar("R", bound=Recipe)

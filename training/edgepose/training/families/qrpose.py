@@ -83,7 +83,7 @@ class QrPoseCourse(Course[QrPoseRecipe, Batch]):
 
     def groups(self, model: nn.Module) -> list[Group]:
         decay = self.recipe.schedule.weight_decay
-        return [Group(params=list(model.parameters()), weight_decay=decay, scale=1.0)]
+        return [Group(params=list(model.parameters()), weight_decay=decay, scale=1.0, orthogonal=0)]
 
     def batches(self, first: int) -> Iterable[Batch]:
         pictures = Pictures(self.recipe, self.rank)

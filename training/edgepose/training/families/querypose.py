@@ -89,7 +89,9 @@ class QueryPoseCourse(Course[QueryPoseRecipe, Batch]):
             named[name.startswith(FLOW)].append(parameter)
         # Everything decays, norms and biases too.
         decay = schedule.weight_decay
-        return [Group(params=named[kind], weight_decay=decay, scale=scales[kind]) for kind in named]
+        return [
+            Group(params=named[kind], weight_decay=decay, scale=scales[kind], orthogonal=0) for kind in named
+        ]
 
     def batches(self, first: int) -> Iterable[Batch]:
         pictures = Pictures(self.recipe, self.rank)

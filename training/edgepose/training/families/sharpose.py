@@ -36,6 +36,8 @@ BLOCK = "backbone.blocks."
 # Weight decay would pull these towards 0, where there is nothing to be learnt: they are places and names. The
 # quality predictor has no gradient before its loss joins, by when decay alone would have made it vanish.
 UNDECAYED = (*FIRST[1:], "backbone.quality_predictor.")
+# The matrices inside, which `optimizer.Muon` may learn.
+INSIDE = (FIRST[0], BLOCK, "backbone.reuse_block.")
 
 
 class Network(Section):
@@ -56,6 +58,7 @@ class SharPoseSchedule(Schedule):
     """The layers below the last one learn more slowly, each by this factor."""
 
     layer_decay: Share = 1.0
+    muon: NonNegative = 0.0  # rate of `optimizer.Muon` for the matrices inside, in learning rates; 0: AdamW
     quality_start: Fraction = 0.857  # of the steps, before which no quality is learnt: 180 of 210 epochs
     guidance: NonNegative = 0.0  # weight, falling to 0 until `quality_start`, of looking where the joints are
 
@@ -78,6 +81,13 @@ def layer_of(name: str, depth: int) -> int:
     if name.startswith(BLOCK):
         return int(name.removeprefix(BLOCK).partition(".")[0]) + 1
     return depth + 1
+
+
+def matrices_of(name: str, parameter: nn.Parameter) -> int:
+    """How many matrices stand one above the other in a parameter inside the network; 0 for all others."""
+    if parameter.ndim < 2 or not name.startswith(INSIDE):
+        return 0
+    return 3 if name.endswith("attn.qkv.weight") else 1
 
 
 class SharPoseCourse(Course[SharPoseRecipe, CropBatch]):
@@ -107,16 +117,18 @@ class SharPoseCourse(Course[SharPoseRecipe, CropBatch]):
 
     def groups(self, model: nn.Module) -> list[Group]:
         schedule, last = self.recipe.schedule, self._config.depth + 1
-        groups: dict[tuple[int, bool], Group] = {}
+        groups: dict[tuple[int, bool, int], Group] = {}
         for name, parameter in model.named_parameters():
             layer = layer_of(name, self._config.depth)
             decays = parameter.ndim > 1 and not name.startswith(UNDECAYED)
+            matrices = matrices_of(name, parameter) if schedule.muon else 0
             group = groups.setdefault(
-                (layer, decays),
+                (layer, decays, matrices),
                 Group(
                     params=[],
                     weight_decay=schedule.weight_decay if decays else 0.0,
-                    scale=schedule.layer_decay ** (last - layer),
+                    scale=schedule.layer_decay ** (last - layer) * (schedule.muon if matrices else 1.0),
+                    orthogonal=matrices,
                 ),
             )
             group["params"].append(parameter)
