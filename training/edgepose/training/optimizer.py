@@ -1,8 +1,8 @@
 """AdamW, and for the matrices inside a network steps of equal length in all directions (Muon).
 
 K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); the length of a step after
-"Muon is scalable for LLM training" (2025), section 2.2. `torch.optim.Muon` takes matrices alone and multiplies in
-bf16, which CPUs emulate; here a convolution's kernel is the matrix of its output channels.
+"Muon is scalable for LLM training" (2025), section 2.2. `torch.optim.Muon` takes matrices alone and computes
+in bf16, which CPUs emulate; here a convolution's kernel is the matrix of its output channels.
 """
 
 from __future__ import annotations
