@@ -14,25 +14,29 @@ import numpy as np
 import pytest
 import torch
 from onnx import numpy_helper
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import nn
 
 from edgepose.calibration.calibration_set import make_calibration_set
 from edgepose.calibration.dataset import open_dataset
 from edgepose.compression.artefact import open_compressed
 from edgepose.compression.graph import load_onnx
+from edgepose.compression.qat import learn, short
 from edgepose.compression.quantize import Quantized
 from edgepose.compression.source_model import load_model
 from edgepose.compression.torch_quantize import load_quantized_torch
 from edgepose.compression.verb_compress import _report, compress
 from edgepose.export.verb_export import export
+from edgepose.export.verb_qat import qat
 from edgepose.runtime.backend import open_backend
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.cli import guarded
 from edgepose.runtime.drafts import sha256
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.estimator import Estimator
+from edgepose.training.loop import Trainer
 from edgepose.training.models import build
+from edgepose.training.recipe import open_recipe
 
 MODEL = "qrpose_tiny"
 
@@ -307,3 +311,96 @@ def test_compressed_folder_knows_its_files(compressed: tuple[Path, Any]) -> None
     assert len(found.manifest()["images"]) == 16
     with pytest.raises(EdgeposeError, match="edgepose compress"):
         open_compressed(compressed[0].parent)
+
+
+QAT_RECIPE = """
+model: qrpose_tiny
+seed: 1
+threads: 1
+precision: 32-true
+data:
+  {train: "synthetic:count=4,seed=5", validation: "synthetic:count=2,seed=6", workers: 0, min_area: 200}
+schedule: {steps: 100, batch: 2, learning_rate: 0.1}
+"""
+
+
+@pytest.fixture(scope="session")
+def trained_on(
+    compressed: tuple[Path, Any], weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, Any]:
+    """The recipe, the folder of a run of two steps, and what the verb said."""
+    folder = tmp_path_factory.mktemp("qat")
+    recipe, out = folder / "recipe.yaml", folder / "run"
+    recipe.write_text(QAT_RECIPE)
+    options = ("--recipe", recipe, "--weights", weights, "--steps", 2, "--out", out)
+    return recipe, out, run_json(qat, compressed[0], *options)
+
+
+def test_qat_keeps_the_best_and_writes_what_compress_writes(
+    trained_on: tuple[Path, Path, Any], compressed: tuple[Path, Any], weights: Path
+) -> None:
+    _, out, said = trained_on
+    assert said["ap"].keys() == {"0", "1", "2"}
+    before, after = open_compressed(compressed[0]), open_compressed(Path(said["out"]))
+    assert after.settings == {**before.settings, "qat_steps": 2}
+    assert (after.plan, after.spec, after.calibration) == (before.plan, before.spec, before.calibration)
+    model, _ = load_model(MODEL, weights)
+    kept = torch.from_numpy(before.frames()[:1].transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    load_quantized_torch(after.torch(), model, kept)  # is whole
+    best = load_file(out / "best.safetensors")
+    assert set(best) == set(load_file(out / "weights.safetensors"))
+
+
+def test_qat_resumes_to_the_same_weights(
+    trained_on: tuple[Path, Path, Any],
+    compressed: tuple[Path, Any],
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file, whole, said = trained_on
+    found, (model, _), recipe = (
+        open_compressed(compressed[0]),
+        load_model(MODEL, weights),
+        open_recipe(str(file)),
+    )
+    go = Trainer.learn
+
+    def killed(trainer: Trainer, batch: Any) -> dict[str, float]:
+        if trainer.step == 1:
+            raise KeyboardInterrupt
+        return go(trainer, batch)
+
+    monkeypatch.setattr(Trainer, "learn", killed)
+    with pytest.raises(KeyboardInterrupt):
+        learn(found, model, short(recipe, 2), tmp_path, resume=False)
+    monkeypatch.setattr(Trainer, "learn", go)
+    with pytest.raises(EdgeposeError, match="holds a training run already; add --resume"):
+        learn(found, model, short(recipe, 2), tmp_path, resume=False)
+    assert learn(found, model, short(recipe, 2), tmp_path, resume=True) == said["ap"]
+    for name in ("weights.safetensors", "best.safetensors"):
+        one, other = load_file(whole / name), load_file(tmp_path / name)
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("qrpose_tiny", "qrpose_edge"), "the recipe trains qrpose_edge and has validation pictures"),
+        ((', validation: "synthetic:count=2,seed=6"', ""), "has validation pictures None"),
+    ],
+)
+def test_qat_refuses_another_recipe(
+    compressed: tuple[Path, Any],
+    weights: Path,
+    change: tuple[str, str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(QAT_RECIPE.replace(*change))
+    options = ("--recipe", recipe, "--weights", weights, "--out", tmp_path / "run")
+    assert run(qat, compressed[0], *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -224,6 +224,11 @@ def save_quantized_torch(folder: Path, model: nn.Module) -> None:
 
 
 def load_quantized_torch(folder: Path, model: nn.Module, example: Tensor) -> nn.Module:
+    """The saved quantized model for evaluation, as `rebuild_quantized_torch` makes it."""
+    return _Plain(rebuild_quantized_torch(folder, model, example).eval())
+
+
+def rebuild_quantized_torch(folder: Path, model: nn.Module, example: Tensor) -> nn.Module:
     """The saved quantized model, rebuilt from the FP32 `model` it came from.
 
     `example` is one input (1, 3, H, W). Raises EdgeposeError when the files are damaged or of another model.
@@ -240,4 +245,4 @@ def load_quantized_torch(folder: Path, model: nn.Module, example: Tensor) -> nn.
             f"{folder}: not the quantized form of this model, or damaged ({reason}); "
             "run `edgepose compress` again"
         ) from error
-    return _Plain(result.eval())
+    return result

@@ -9,13 +9,16 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from onnx import ModelProto, NodeProto
+from onnxscript import opset18
 from torch import Tensor, nn
 
 from edgepose.compression.execution import INPUT
 from edgepose.compression.graph import WEIGHTED, Graph, count_ops, drop_dead
+from edgepose.compression.trainable import qdq
 from edgepose.export.contract import Ports
 from edgepose.export.gelu import order_gelu
 from edgepose.export.opset import EXPORTED, step_down
@@ -88,6 +91,7 @@ def _traced(graph: _Named, known: Mapping[str, Tensor], spec: Spec) -> ModelProt
                 input_names=list(graph.ports.inputs),
                 output_names=list(graph.ports.outputs),
                 dynamic_shapes=((batch,) * len(example),),
+                custom_translation_table={qdq._opoverload: _pair},
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
@@ -96,6 +100,12 @@ def _traced(graph: _Named, known: Mapping[str, Tensor], spec: Spec) -> ModelProt
             ) from error
     assert program is not None
     return _tidied(program.model_proto, spec)
+
+
+def _pair(values: Any, scale: Any, zero: Any, axis: int, lowest: int) -> Any:
+    """`trainable.qdq` in ONNX's operators, whose lowest step is -128."""
+    integers = opset18.QuantizeLinear(values, scale, zero, axis=axis)
+    return opset18.DequantizeLinear(integers, scale, zero, axis=axis)
 
 
 def _tidied(graph: ModelProto, spec: Spec) -> ModelProto:
@@ -173,13 +183,19 @@ def _rename_constants(graph: ModelProto, names: Mapping[str, str]) -> None:
 
 def _name_nodes(graph: ModelProto) -> None:
     """Name weighted nodes after their layer, the others after what they make; scopes go by these names."""
-    weights = {tensor.name for tensor in graph.graph.initializer}
+    index = Graph(graph)
     used: Counter[str] = Counter()
     for node in graph.graph.node:
-        layer = node.op_type in WEIGHTED and node.input[1] in weights and node.input[1].endswith(WEIGHT)
-        name = node.input[1].removesuffix(WEIGHT) if layer else f"{node.op_type}_{node.output[0]}"
+        weight = _weight(index, node) if node.op_type in WEIGHTED else ""
+        name = weight.removesuffix(WEIGHT) or f"{node.op_type}_{node.output[0]}"
         used[name] += 1
         node.name = name if used[name] == 1 else f"{name}/{used[name]}"
+
+
+def _weight(index: Graph, node: NodeProto) -> str:
+    """The name of the weight that `node` has, be it quantized; empty for a product of two activations."""
+    name = index.before_pair(node.input[1]) or node.input[1]
+    return name if name in index.constants and name.endswith(WEIGHT) else ""
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from edgepose.runtime.progress import progress_bar
 from edgepose.training.average import Average
 from edgepose.training.checkpoint import Progress, load_checkpoint, save_checkpoint, save_tensors
 from edgepose.training.families import course_of
-from edgepose.training.families.course import Batch
+from edgepose.training.families.course import Batch, Course
 from edgepose.training.models import load_published, shipped_weights
 from edgepose.training.optimizer import MOMENTS, Muon
 from edgepose.training.recipe import parse_recipe
@@ -76,7 +76,10 @@ class Stop:
 class Trainer:
     """One run of a recipe in one folder."""
 
-    def __init__(self, recipe: Recipe, out: Path) -> None:
+    def __init__(
+        self, recipe: Recipe, out: Path, make: Callable[[Recipe, int], Course[Any, Any]] = course_of
+    ) -> None:
+        """`make` gives the course of one process, by its rank."""
         fabric_module = require("lightning_fabric")
         if recipe.threads:
             torch.set_num_threads(recipe.threads)
@@ -89,7 +92,7 @@ class Trainer:
         )
         self.fabric.launch()
         self.first = self.fabric.global_rank == 0  # of the processes: the one that writes and prints
-        self.course = course_of(recipe, self.fabric.global_rank)
+        self.course = make(recipe, self.fabric.global_rank)
         self.model = self.course.fresh_model()
         self.course.begin(self.model)
         if recipe.initial is not None:
@@ -172,9 +175,10 @@ class Trainer:
             f"or lower schedule.learning_rate; {CHECKPOINT} is as it was saved last"
         )
 
-    def run(self) -> dict[str, float]:
+    def run(self, saved: Callable[[], None] = lambda: None) -> dict[str, float]:
         """All steps that are left; the last averages of the loss terms.
 
+        `saved` is called in the first process whenever a checkpoint and the averaged weights are written.
         Raises KeyboardInterrupt after saving a checkpoint when Ctrl-C or SIGTERM asked to stop.
         """
         batches = self.course.batches(self.step)
@@ -193,11 +197,16 @@ class Trainer:
                 if self._together(stop.wanted):
                     break
                 if self.step % schedule.checkpoint_steps == 0:
-                    self.save()
-            self.save()
+                    self._save_and(saved)
+            self._save_and(saved)
         if self.step < schedule.steps:
             raise KeyboardInterrupt
         return recent
+
+    def _save_and(self, saved: Callable[[], None]) -> None:
+        self.save()
+        if self.first:
+            saved()
 
     def _together(self, stop: bool) -> bool:
         """Whether any process has to stop: all must leave at the same step."""

@@ -53,7 +53,7 @@ class Muon(torch.optim.AdamW):
             state["exp_avg"] = torch.zeros_like(parameter)
         momentum = state["exp_avg"].lerp_(gradient, 1 - MOMENTUM)
         ahead = gradient.lerp(momentum, MOMENTUM).flatten(1)  # Nesterov's
-        blocks = ahead.unflatten(0, (group["orthogonal"], -1))
+        blocks = torch.unflatten(ahead, 0, (group["orthogonal"], -1))
         length = LENGTH * math.sqrt(max(blocks.shape[1:]))
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.sub_(orthogonal(blocks).reshape(parameter.shape), alpha=group["lr"] * length)
@@ -68,4 +68,5 @@ def orthogonal(matrices: Tensor) -> Tensor:
     for _ in range(ROUNDS):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return x.mT if tall else x
+    turned: Tensor = x.mT if tall else x
+    return turned

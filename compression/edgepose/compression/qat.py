@@ -1,0 +1,147 @@
+"""Quantization-aware training: a quantized network learns on, in the loop that its float one learnt in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from edgepose.calibration.dataset import Dataset, open_dataset
+from edgepose.compression.artefact import Compressed
+from edgepose.compression.torch_quantize import rebuild_quantized_torch
+from edgepose.compression.trainable import quantizers, with_learning_quantizers
+from edgepose.runtime.drafts import read_json, write_json
+from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.preprocess import normalise
+from edgepose.runtime.spec import Spec
+from edgepose.training.checkpoint import save_tensors
+from edgepose.training.families import course_of
+from edgepose.training.families.course import Batch, Course, Group
+from edgepose.training.loop import CHECKPOINT, RECIPE, Trainer
+from edgepose.training.models.weights import read_weights
+from edgepose.training.sections import Recipe
+
+BEST, JUDGED = "best.safetensors", "judged.json"
+SLOWER = 20  # times slower than from random weights
+SCALES = 4.0  # how much faster than the weights the quantizers' scales learn
+JUDGEMENTS = 5  # how often the average is scored on the way
+
+B = TypeVar("B", bound=Batch)
+
+
+class QuantizedCourse(Course[Recipe, B]):
+    """The course of a network in floats, followed by its quantized form; the teacher is the former."""
+
+    def __init__(self, inner: Course[Any, B], fresh: Callable[[], nn.Module]) -> None:
+        super().__init__(inner.recipe, inner.rank)
+        self._inner, self._fresh = inner, fresh
+
+    @property
+    def spec(self) -> Spec:
+        return self._inner.spec
+
+    def fresh_model(self) -> nn.Module:
+        return self._fresh()
+
+    def begin(self, model: nn.Module) -> None:
+        """It begins with the weights that were quantized."""
+
+    def groups(self, model: nn.Module) -> list[Group]:
+        scales = {id(quantizer.logarithm): quantizer.logarithm for quantizer in quantizers(model).values()}
+        weights = [parameter for parameter in model.parameters() if id(parameter) not in scales]
+        return [
+            Group(params=weights, weight_decay=self.recipe.schedule.weight_decay, scale=1.0, orthogonal=0),
+            Group(params=list(scales.values()), weight_decay=0.0, scale=SCALES, orthogonal=0),
+        ]
+
+    def batches(self, first: int) -> Iterable[B]:
+        return self._inner.batches(first)
+
+    def terms(self, wrapped: nn.Module, batch: B, step: int) -> dict[str, Tensor]:
+        return self._inner.terms(wrapped, batch, step)
+
+    def score(self, model: nn.Module, dataset: Dataset) -> dict[str, Any]:
+        return self._inner.score(model, dataset)
+
+
+def short(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe of a network, cut to a few slow steps that begin where it ended."""
+    schedule = recipe.schedule.model_copy(
+        update={
+            "steps": steps,
+            "learning_rate": recipe.schedule.learning_rate / SLOWER,
+            "drops": None,
+            "ema": 0.98,
+            "checkpoint_steps": max(1, steps // JUDGEMENTS),
+        }
+    )
+    return recipe.model_copy(update={"schedule": schedule, "initial": None})
+
+
+def learn(found: Compressed, model: nn.Module, recipe: Recipe, out: Path, resume: bool) -> dict[str, Any]:
+    """Train the quantized form of the float `model` into the folder `out`; keeps the best average of all.
+
+    The first one judged is the form as it was. Returns the AP by the steps after which it was judged. Raises
+    EdgeposeError as `edgepose train` does, and for a recipe of another model or without validation pictures.
+    """
+    if recipe.model != found.spec.model or recipe.data.validation is None:
+        raise EdgeposeError(
+            f"the recipe trains {recipe.model} and has validation pictures {recipe.data.validation}; "
+            f"choose one of {found.spec.model} that has some"
+        )
+    if not resume and (out / CHECKPOINT).exists():
+        raise EdgeposeError(f"{out}: holds a training run already; add --resume, or choose another --out")
+    fresh = partial(learning_form, found, model)
+    trainer = Trainer(recipe, out, lambda given, rank: QuantizedCourse(course_of(given, rank), fresh))
+    if resume:
+        trainer.resume()
+    judge = Judge(trainer.course, open_dataset(recipe.data.validation), out)
+    if trainer.first:
+        out.mkdir(parents=True, exist_ok=True)
+        recipe.save(out / RECIPE)
+        judge(trainer.step, trainer.average.state)
+    trainer.run(lambda: judge(trainer.step, trainer.average.state))
+    return judge.said
+
+
+def learning_form(found: Compressed, model: nn.Module) -> nn.Module:
+    """The quantized form of the float `model`, all of it learning."""
+    theirs = rebuild_quantized_torch(found.torch(), model, example_of(found))
+    return with_learning_quantizers(theirs).requires_grad_(True)
+
+
+def example_of(found: Compressed) -> Tensor:
+    """One picture (1, 3, height, width) as the network gets it."""
+    return torch.from_numpy(normalise(found.frames()[0], found.spec))
+
+
+class Judge:
+    """Scores averages on the validation pictures and keeps the best one in a folder, over all resumes."""
+
+    def __init__(self, course: Course[Any, Any], dataset: Dataset, folder: Path) -> None:
+        self._course, self._dataset, self._folder = course, dataset, folder
+        self._model = course.fresh_model()
+        place = folder / JUDGED
+        self.said: dict[str, float] = read_json(place, "judgements") if place.is_file() else {}
+
+    def __call__(self, step: int, state: dict[str, Tensor]) -> None:
+        """Judge the `state` after so many steps, unless that was done."""
+        if str(step) in self.said:
+            return
+        self._model.load_state_dict(state)
+        ap = float(self._course.score(self._model, self._dataset)["ap"])
+        if ap > max(self.said.values(), default=-1.0):
+            save_tensors(self._folder / BEST, state, {"edgepose.step": str(step)})
+        self.said[str(step)] = ap
+        write_json(self._folder / JUDGED, self.said)
+
+
+def best_form(found: Compressed, model: nn.Module, out: Path) -> nn.Module:
+    """What `learn` kept."""
+    best = learning_form(found, model)
+    best.load_state_dict(read_weights(out / BEST))
+    return best.eval()
