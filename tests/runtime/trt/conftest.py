@@ -11,9 +11,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import fakecuda
+import host_kernel
 import numpy as np
 import onnx
 import pytest
+import standin_cuda_python
 import standin_pycuda
 import standin_tensorrt
 from onnx import TensorProto, helper, numpy_helper
@@ -25,7 +27,7 @@ from edgepose.runtime.golden import FILE
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown.twostage import ORDER
 from edgepose.runtime.trt import board as boards
-from edgepose.runtime.trt import driver
+from edgepose.runtime.trt import driver, engines
 
 SPEC = Spec("qrpose", "qrpose_tiny", 32, 32)
 SHAPES = {"keypoints": (4, 17, 2), "keypoint_scores": (4, 17), "boxes": (4, 4), "scores": (4,)}
@@ -73,7 +75,12 @@ def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Install:
             package.driver = cuda  # type: ignore[attr-defined]
             monkeypatch.setitem(sys.modules, "pycuda", package)
             monkeypatch.setitem(sys.modules, "pycuda.driver", cuda)
+            monkeypatch.setitem(sys.modules, "cuda.bindings.driver", standin_cuda_python.load(gpu))
             monkeypatch.setattr(driver, "load", lambda: Libcuda(gpu))
+        if (
+            host_kernel.compiler()
+        ):  # without one pictures are prepared on the CPU, as on a board without NVRTC
+            monkeypatch.setattr(engines, "compiled", host_kernel.cubin)
         monkeypatch.setitem(sys.modules, "tensorrt", standin_tensorrt.load(release, gpu))
         release_file = tmp_path / "nv_tegra_release"
         if not release.startswith("11."):  # which runs on no Jetson before 11.4.1

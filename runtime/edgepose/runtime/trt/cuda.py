@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from edgepose.runtime.errors import EdgeposeError, HardwareError
 
 Bytes = npt.NDArray[np.uint8]
+THREADS = (16, 16, 1)  # of a block, in every launch: what `prepare.cu` is written for
 
 
 class OutOfMemory(HardwareError):
@@ -21,6 +23,10 @@ class OutOfMemory(HardwareError):
 
 class DeviceLost(HardwareError):
     """The GPU or its context answers no more; nothing on it can be trusted or used again."""
+
+
+class NotRecorded(EdgeposeError):
+    """The work cannot be made a CUDA graph; done step by step it is the same work."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +67,31 @@ class Cuda(Protocol):
 
     def wait(self, stream: int) -> None:
         """Until all that was queued is done."""
+        ...
+
+    def kernel(self, cubin: bytes, name: str) -> Any:
+        """A function of compiled code, which stays loaded until `close`."""
+        ...
+
+    def launch(
+        self, kernel: Any, blocks: tuple[int, int, int], arguments: Sequence[int | bytes], stream: int
+    ) -> None:
+        """The kernel in `blocks` of THREADS, queued. Arguments are addresses, or structs by value."""
+        ...
+
+    def record(self, stream: int, work: Callable[[], None]) -> Any | None:
+        """What `work` queues, as one graph instead of done; None where the library has no graphs.
+
+        Raises NotRecorded when something in it cannot be part of a graph.
+        """
+        ...
+
+    def replay(self, graph: Any, stream: int) -> None:
+        """All of a graph, queued in one call."""
+        ...
+
+    def forget(self, graph: Any) -> None:
+        """Free a graph."""
         ...
 
     def memory(self) -> tuple[int, int]:

@@ -14,12 +14,16 @@ import numpy as np
 from edgepose.runtime.agreement import Array, Difference, largest
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError
-from edgepose.runtime.golden import apart, limit, read
+from edgepose.runtime.golden import INPUT, apart, limit, read
+from edgepose.runtime.topdown.twostage import MOST
 from edgepose.runtime.trt.board import Board, require_board
 from edgepose.runtime.trt.build import BuildFailed, Built, Settings, build
 from edgepose.runtime.trt.cache import EngineCache, Kept, Key, default_root
-from edgepose.runtime.trt.cuda import OutOfMemory, open_cuda
+from edgepose.runtime.trt.cuda import DeviceLost, OutOfMemory, open_cuda
+from edgepose.runtime.trt.frames import FrameEngine
 from edgepose.runtime.trt.inspector import count_layers
+from edgepose.runtime.trt.kernel import SOURCE
+from edgepose.runtime.trt.nvrtc import compiled
 from edgepose.runtime.trt.precision import Attempt, attempts, rungs, typings
 from edgepose.runtime.trt.runner import EngineRefused, TensorRtBackend
 
@@ -30,8 +34,19 @@ class NotReproduced(EdgeposeError):
     """An engine that answers the golden pictures too differently."""
 
 
+class NotBuilt(EdgeposeError):
+    """An engine that was not built here yet, and is not to be now."""
+
+
 # What makes an engine give way to the next safer one. A lost GPU or a missing library is not among them.
-_GIVES_WAY = (BuildFailed, EngineRefused, NotReproduced, OutOfMemory)
+_GIVES_WAY = (BuildFailed, EngineRefused, NotReproduced, NotBuilt, OutOfMemory)
+_SIGHT = {
+    "int8": "int8.trt",
+    "fp16": "fp16",
+    "fp32": "fp32",
+}  # whose limit holds for what the kernel prepares
+CROPS = (1, 4, MOST)  # batches of a network that sees people one by one: as many as are in a frame
+Opened = TensorRtBackend | FrameEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +57,7 @@ class Options:
     cuda: str = "pycuda"
     root: Path = field(default_factory=default_root)
     rebuild: bool = False  # also what is in the cache
+    build: bool = True  # False: only what is in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +85,7 @@ class Engines:
         # A choice of precision is remembered by the graph in full precision.
         self._identity = bundle.files[bundle.graph(graph, "fp32").name]
 
-    def live(self, precision: str) -> tuple[TensorRtBackend | None, list[Step]]:
+    def live(self, precision: str) -> tuple[Opened | None, list[Step]]:
         """The first engine from `precision` downwards that can be built and reproduces the golden vectors.
 
         None when there is no such engine, with every step that was tried and what was wrong with it.
@@ -80,8 +96,29 @@ class Engines:
             backend, tried = self.exactly(rung)
             steps += tried
             if backend is not None:
-                return backend, steps
+                if rung != precision:
+                    log.warning("the %s engine of %s runs, not %s", rung, self._graph, precision)
+                return self.seeing(backend, rung), steps
         return None, steps
+
+    def seeing(self, backend: TensorRtBackend, precision: str) -> Opened:
+        """The engine with the kernel that prepares its pictures, where there is one and it does so rightly.
+
+        Else it is said why pictures are prepared on the CPU. Networks that are shown crops have none.
+        """
+        spec = self._bundle.spec
+        if spec.resize != "letterbox" or self.settings.batches[0] > 1:
+            return backend
+        try:
+            seeing = FrameEngine(backend, compiled(SOURCE.read_bytes(), self.board.sm), spec)
+            _require_sight(seeing, self._bundle, _SIGHT[precision])
+        except DeviceLost:
+            backend.close()
+            raise
+        except EdgeposeError as error:
+            log.warning("pictures are prepared on the CPU, which is slower: %s", error)
+            return backend
+        return seeing
 
     def exactly(self, precision: str) -> tuple[TensorRtBackend | None, list[Step]]:
         """The engine of one precision, by the first way that works; None and the problems when none does."""
@@ -90,7 +127,8 @@ class Engines:
             try:
                 backend, report = self._proven(attempt)
             except _GIVES_WAY as error:
-                log.warning("no %s engine (%s typing): %s", attempt.precision, attempt.typing, error)
+                level = logging.INFO if isinstance(error, NotBuilt) else logging.WARNING
+                log.log(level, "no %s engine (%s typing): %s", attempt.precision, attempt.typing, error)
                 steps.append(Step(precision, attempt.typing, attempt.view, str(error), {}))
                 continue
             return backend, [*steps, Step(precision, attempt.typing, attempt.view, "", report)]
@@ -114,13 +152,15 @@ class Engines:
             return "int8", self
         settings = choice["report"]["settings"]
         options = replace(
-            self._options, settings=Settings(**{**settings, "batches": tuple(settings["batches"])})
+            self._options,
+            settings=Settings(**{**settings, "batches": tuple(settings["batches"])}),
+            cuda=choice["report"]["cuda"],
         )
         return choice["precision"], Engines(self._bundle, self._graph, options)
 
     def keep_default(self, precision: str, report: dict[str, Any]) -> None:
         """Remember it, with the settings and the build report."""
-        kept = {"settings": asdict(self.settings), **report}
+        kept = {"settings": asdict(self.settings), "cuda": self._options.cuda, **report}
         self._cache.keep_default(self._identity, self.board, precision, kept)
 
     def _require_view(self, precision: str) -> None:
@@ -139,10 +179,14 @@ class Engines:
             self._options.settings,
         )
         kept = None if self._options.rebuild else self._cache.find(key)
+        if kept is None and not self._options.build:
+            raise NotBuilt(f"{attempt.view} was not built here; build it: edgepose build {self._bundle.path}")
         if kept is not None and not kept.refusal:
             try:
                 return self._started(kept, attempt), kept.report
             except EngineRefused as error:
+                if not self._options.build:
+                    raise
                 log.warning("%s", error)
                 kept = self._build(key, attempt, anew=True)
         elif kept is None:
@@ -227,6 +271,19 @@ def reproduce(
             f"{_figures(furthest)} away, allowed are {_figures(allowed)}"
         )
     return furthest
+
+
+def _require_sight(seeing: FrameEngine, bundle: Bundle, view: str) -> None:
+    """Raises NotReproduced when the engine answers what the kernel prepared as no golden picture."""
+    spec, golden = bundle.spec, read(bundle)
+    fed = [seeing.run({INPUT: known[INPUT]}) for known in golden.known(spec)]
+    seen = [seeing.see(frame)[0] for frame in golden.frames]
+    furthest, allowed = apart(fed, seen, spec), limit(f"{spec.graphs[0]}.{view}", spec)
+    if not furthest.within(allowed):
+        raise NotReproduced(
+            f"the kernel prepares the golden pictures wrongly: answers are {_figures(furthest)} away, "
+            f"allowed are {_figures(allowed)}"
+        )
 
 
 def _figures(difference: Difference) -> str:
