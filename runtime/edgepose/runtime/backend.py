@@ -102,15 +102,19 @@ def _on_cpu(bundle: Bundle, precision: str, graph: str, threads: int) -> Backend
 
 def _engine(bundle: Bundle, precision: str, graph: str, *, build: bool = True) -> Chosen | None:
     from edgepose.runtime.trt.build import Settings
-    from edgepose.runtime.trt.engines import CROPS, Engines, Options
+    from edgepose.runtime.trt.engines import Engines, Options, batches_for
+    from edgepose.runtime.trt.precision import NO_ENGINE
 
-    needed = CROPS if bundle.spec.resize == "crop" else (1, 1, 1)
+    needed = batches_for(bundle.spec)
     best, engines = Engines(bundle, graph, Options(Settings(needed), build=build)).remembered()
     if engines.settings.batches[2] < needed[2]:
         raise EdgeposeError(
             f"{bundle.path}: its engines here take {engines.settings.batches[2]} people at once, needed are "
             f"{needed[2]}: edgepose build {bundle.path} --batch {','.join(map(str, needed))}"
         )
+    if precision == BEST and best == NO_ENGINE:
+        log.warning("no engine of %s was accurate enough here (edgepose build, verify --on-board)", graph)
+        return None
     backend, steps = engines.live(best if precision == BEST else precision)
     return None if backend is None else Chosen(backend, steps[-1].precision)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import cv2
 import fakecuda
 import host_kernel
 import numpy as np
@@ -22,7 +24,9 @@ from onnx import TensorProto, helper, numpy_helper
 from standin_gpu import Gpu
 
 from edgepose.export import golden, views
+from edgepose.runtime.backend import open_backend
 from edgepose.runtime.bundle import Bundle, publish
+from edgepose.runtime.estimator import Estimator
 from edgepose.runtime.golden import FILE
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown.twostage import ORDER
@@ -32,6 +36,7 @@ from edgepose.runtime.trt import driver, engines
 SPEC = Spec("qrpose", "qrpose_tiny", 32, 32)
 SHAPES = {"keypoints": (4, 17, 2), "keypoint_scores": (4, 17), "boxes": (4, 4), "scores": (4,)}
 Install = Callable[[str], Gpu]
+AREA = 16.0  # square pixels
 REAL_CUDA = os.environ.get("EDGEPOSE_TEST_CUDA")  # a key of cuda.LIBRARIES, set by test_real_cuda.py
 
 
@@ -214,3 +219,40 @@ def two_graphs(tmp_path: Path) -> Bundle:
     frames = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
     (content / FILE).write_bytes(golden.to_bytes(golden.record(models.items(), frames, spec)))
     return publish(content, tmp_path / "two", spec, {})
+
+
+@pytest.fixture(scope="session")
+def labelled(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COCO file of pictures whose labels are what the bundle's FP32 network sees: its AP is 1.
+
+    People of AREA are so small that a tenth of a pixel counts.
+    """
+    folder = tmp_path_factory.mktemp("labelled")
+    (folder / "images").mkdir()
+    pictures, people, generator = [], [], np.random.default_rng(11)
+    with open_backend(bundle, "fp32", threads=1) as backend:
+        estimate = Estimator(backend, SPEC)
+        for index in range(1, 7):
+            frame = cv2.resize(generator.integers(0, 256, (9, 12, 3), np.uint8), (64, 48))
+            cv2.imwrite(str(folder / "images" / f"{index}.png"), frame)
+            pictures.append({"id": index, "file_name": f"{index}.png", "width": 64, "height": 48})
+            poses = estimate(frame)
+            for keypoints, box in zip(poses.keypoints, poses.boxes, strict=True):
+                low, high = box[:2], box[2:]
+                joints = [value for x, y in keypoints.tolist() for value in (x, y, 2)]
+                people.append(
+                    {
+                        "id": len(people) + 1,
+                        "image_id": index,
+                        "category_id": 1,
+                        "keypoints": joints,
+                        "num_keypoints": 17,
+                        "bbox": [*low.tolist(), *(high - low).tolist()],
+                        "area": AREA,
+                        "iscrowd": 0,
+                    }
+                )
+    category = {"id": 1, "name": "person", "keypoints": list(SPEC.joints().joints), "skeleton": []}
+    values = {"images": pictures, "annotations": people, "categories": [category]}
+    (folder / "annotations.json").write_text(json.dumps(values))
+    return folder

@@ -15,6 +15,7 @@ from edgepose.runtime.agreement import Array, Difference, largest
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.golden import INPUT, apart, limit, read
+from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown.twostage import MOST
 from edgepose.runtime.trt.board import Board, require_board
 from edgepose.runtime.trt.build import BuildFailed, Built, Settings, build
@@ -47,6 +48,11 @@ _SIGHT = {
 }  # whose limit holds for what the kernel prepares
 CROPS = (1, 4, MOST)  # batches of a network that sees people one by one: as many as are in a frame
 Opened = TensorRtBackend | FrameEngine
+
+
+def batches_for(spec: Spec) -> tuple[int, int, int]:
+    """Smallest, usual and largest batch that a stream shows a network."""
+    return CROPS if spec.resize == "crop" else (1, 1, 1)
 
 
 @dataclass(frozen=True, slots=True)

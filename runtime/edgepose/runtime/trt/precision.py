@@ -17,6 +17,8 @@ Typing = Literal["strong", "weak"]
 
 LADDER = ("int8", "fp16", "fp32")  # an engine that fails gives way to the next; after the last, ONNX Runtime
 
+NO_ENGINE = "cpu"  # chosen where no engine passed: ONNX Runtime
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
