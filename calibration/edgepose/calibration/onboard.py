@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from edgepose.calibration.boxes import Labels
+from edgepose.calibration.dataset import open_dataset
 from edgepose.calibration.ledger import Gates, Ledger
 from edgepose.calibration.measure import (
     LEDGER,
@@ -17,12 +19,12 @@ from edgepose.calibration.measure import (
     ledger_of,
     run_all,
 )
+from edgepose.calibration.score import evaluate
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.golden import read
 from edgepose.runtime.trt.board import conditions
 from edgepose.runtime.trt.engines import Engines, Options
 from edgepose.runtime.trt.precision import LADDER, NO_ENGINE, rungs
-from edgepose.runtime.trt.selftest import examine
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ class _Board:
             self.records.setdefault(graph, {})[precision] = record
             if backend is not None:
                 opened.append(self.stack.enter_context(engines.seeing(backend, precision)))
-                test = examine(opened[-1], self.bundle, graph, precision, engines.settings.batches[0])
+                test = engines.examined(opened[-1], precision)
                 record |= {"golden": steps[-1].report["golden"], **test.to_dict()}
                 size += steps[-1].report["bytes"]
         if len(opened) < len(self.made):
@@ -150,6 +152,27 @@ def _tested(record: Mapping[str, Any]) -> str:
 
 def _figures(difference: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.2g}" for name, value in difference.items())
+
+
+def ap_losses(bundle: Bundle, options: Options, precisions: Sequence[str], data: str) -> dict[str, float]:
+    """Points of AP that the engines of each precision lose to ONNX FP32 here, over `data`.
+
+    Built where they are not there yet; without a figure where an engine cannot be used. Networks that see
+    crops are told of the labelled people.
+    """
+    pictures = open_dataset(data)
+    samples = (pictures[index] for index in range(len(pictures)))
+    shown = Shown(pictures, Labels().find(samples) if bundle.spec.resize == "crop" else None)
+    with ExitStack() as stack:
+        made = {graph: Engines(bundle, graph, options) for graph in bundle.spec.graphs}
+        board = _Board(bundle, made, stack, {})
+        found = {precision: board.artefact(precision) for precision in precisions}
+        usable = {precision: one for precision, one in found.items() if one is not None}
+        reference = stack.enter_context(cpu_artefacts(bundle, threads=1))[0]
+        runs = run_all([reference, *usable.values()], shown)
+    truth, joints = [pictures.people(index) for index in range(len(pictures))], bundle.spec.joints()
+    best, *others = (evaluate(truth, run.poses, joints).ap for run in runs)
+    return {precision: 100 * (best - ap) for precision, ap in zip(usable, others, strict=True)}
 
 
 def _live(before: str, ledger: Ledger) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from standin_gpu import Gpu
 
-from edgepose.runtime import cli
+from edgepose.runtime import cli, verb_build
 from edgepose.runtime.trt.engines import Engines, Options
 
 
@@ -64,6 +66,56 @@ def test_no_engine_at_all_fails_the_gate(bundle, install, run) -> None:
     code, _, err = run(bundle.path)
     assert code == 1
     assert "no engine of pose can be used here" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--max-drift", "0.05"), "joints move by 0.0"),
+        (("--max-ap-loss", "5"), "loses "),
+    ],
+)
+def test_the_fastest_within_the_gate_is_the_default(
+    words, sentence: str, bundle, labelled, install, run, tmp_path, monkeypatch
+) -> None:
+    """INT8 made the faster one, and outside of the gate: its figures stand in the report all the same."""
+    install("10.3")
+    make_int8_the_faster(monkeypatch)
+    code, out, _ = run(bundle.path, "--json")
+    assert json.loads(out)["graphs"]["pose"]["default"] == "int8"
+    data = ("--data", labelled) if "--max-ap-loss" in words else ()
+    code, out, _ = run(bundle.path, "--json", *words, *data)
+    report = json.loads(out)["graphs"]["pose"]
+    assert (code, report["default"]) == (0, "fp16")
+    assert sentence in report["accuracy"]["int8"]["failure"]
+    assert report["accuracy"]["fp16"]["failure"] == ""
+    assert report["accuracy"]["int8"]["drift"]["p50_px"] > report["accuracy"]["fp16"]["drift"]["p50_px"]
+    if data:
+        assert report["accuracy"]["int8"]["ap_loss"] > 5 > report["accuracy"]["fp16"]["ap_loss"]
+    assert Engines(bundle, "pose", Options(root=tmp_path / "engines")).remembered()[0] == "fp16"
+    code, out, _ = run(bundle.path, *words, *data)
+    assert f"int8 is outside the gate: {sentence}" in out
+    assert "default here: fp16, the fastest within the gate" in out
+
+
+def make_int8_the_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = verb_build.alternate
+
+    def told(candidates: Any, rounds: int) -> Any:
+        times = {"int8": 1.0, "fp16": 2.0}
+        return [replace(timing, p50_ms=times[timing.name]) for timing in original(candidates, rounds)]
+
+    monkeypatch.setattr(verb_build, "alternate", told)
+
+
+def test_outside_the_gate_nothing_is_the_default_and_the_cpu_runs(bundle, install, run, tmp_path) -> None:
+    install("10.3")
+    run(bundle.path)
+    code, out, err = run(bundle.path, "--max-drift", "-1")
+    assert code == 1
+    assert "no engine of pose can be used here, or none within the gate" in err
+    assert "fp16 is outside the gate" in out
+    assert Engines(bundle, "pose", Options(root=tmp_path / "engines")).remembered()[0] == "cpu"
 
 
 def no_driver(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from edgepose.runtime.trt.kernel import SOURCE
 from edgepose.runtime.trt.nvrtc import compiled
 from edgepose.runtime.trt.precision import Attempt, attempts, rungs, typings
 from edgepose.runtime.trt.runner import EngineRefused, TensorRtBackend
+from edgepose.runtime.trt.selftest import SelfTest, examine
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +140,10 @@ class Engines:
                 continue
             return backend, [*steps, Step(precision, attempt.typing, attempt.view, "", report)]
         return None, steps
+
+    def examined(self, backend: Opened, precision: str) -> SelfTest:
+        """An engine of these on the golden pictures."""
+        return examine(backend, self._bundle, self._graph, precision, self.settings.batches[0])
 
     def feeds(self, inputs: Iterable[str]) -> dict[str, Array]:
         """The first golden picture by these names, for the batch the engines are to be fast for.
