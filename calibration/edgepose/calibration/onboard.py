@@ -23,8 +23,8 @@ from edgepose.calibration.score import evaluate
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.golden import read
 from edgepose.runtime.trt.board import conditions
-from edgepose.runtime.trt.engines import Engines, Options
-from edgepose.runtime.trt.precision import LADDER, NO_ENGINE, rungs
+from edgepose.runtime.trt.engines import Engines, Opened, Options
+from edgepose.runtime.trt.precision import ANSWERS, LADDER, NO_ENGINE, rungs
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +107,15 @@ class _Board:
 
     def artefact(self, precision: str) -> Artefact | None:
         """The engines of one precision, proven; None when one of the graphs has none that can be used."""
-        opened, size = [], 0
+        opened: list[Opened] = []
+        size = 0
         for graph, engines in self.made.items():
             backend, steps = engines.exactly(precision)
             record = {"steps": [asdict(step) for step in steps], "problem": steps[-1].problem}
             self.records.setdefault(graph, {})[precision] = record
             if backend is not None:
-                opened.append(self.stack.enter_context(engines.seeing(backend, precision)))
+                opened.append(engines.seeing(backend, precision))
+                self.stack.callback(opened[-1].close)
                 test = engines.examined(opened[-1], precision)
                 record |= {"golden": steps[-1].report["golden"], **test.to_dict()}
                 size += steps[-1].report["bytes"]
@@ -125,8 +127,9 @@ class _Board:
 def _recorded(bundle: Bundle) -> list[str]:
     """The precisions that the bundle has answers of, so that engines can be proven."""
     known = read(bundle).expected
-    views = {"int8": "int8.trt", "fp16": "fp16", "fp32": "fp32"}
-    return [name for name in LADDER if all(f"{graph}.{views[name]}" in known for graph in bundle.spec.graphs)]
+    return [
+        name for name in LADDER if all(f"{graph}.{ANSWERS[name]}" in known for graph in bundle.spec.graphs)
+    ]
 
 
 def lines(found: Verified) -> Iterator[str]:
@@ -154,7 +157,9 @@ def _figures(difference: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.2g}" for name, value in difference.items())
 
 
-def ap_losses(bundle: Bundle, options: Options, precisions: Sequence[str], data: str) -> dict[str, float]:
+def ap_losses(
+    bundle: Bundle, made: Mapping[str, Engines], precisions: Sequence[str], data: str
+) -> dict[str, float]:
     """Points of AP that the engines of each precision lose to ONNX FP32 here, over `data`.
 
     Built where they are not there yet; without a figure where an engine cannot be used. Networks that see
@@ -164,8 +169,7 @@ def ap_losses(bundle: Bundle, options: Options, precisions: Sequence[str], data:
     samples = (pictures[index] for index in range(len(pictures)))
     shown = Shown(pictures, Labels().find(samples) if bundle.spec.resize == "crop" else None)
     with ExitStack() as stack:
-        made = {graph: Engines(bundle, graph, options) for graph in bundle.spec.graphs}
-        board = _Board(bundle, made, stack, {})
+        board = _Board(bundle, dict(made), stack, {})
         found = {precision: board.artefact(precision) for precision in precisions}
         usable = {precision: one for precision, one in found.items() if one is not None}
         reference = stack.enter_context(cpu_artefacts(bundle, threads=1))[0]

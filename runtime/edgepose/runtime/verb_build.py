@@ -6,7 +6,7 @@ import importlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,20 @@ from edgepose.runtime.bench import Timing, alternate
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.runtime.trt import trtexec
+from edgepose.runtime.trt.board import require_board
 from edgepose.runtime.trt.build import DEFAULT_LEVEL, Settings
 from edgepose.runtime.trt.cache import default_root
 from edgepose.runtime.trt.cuda import LIBRARIES
 from edgepose.runtime.trt.engines import Engines, Options, Step, batches_for
+from edgepose.runtime.trt.implicit import (
+    SCALES,
+    cache_text,
+    has_calibrators,
+    require_calibrators,
+    scales_file,
+    scales_of,
+    source_of,
+)
 from edgepose.runtime.trt.precision import LADDER, NO_ENGINE
 from edgepose.runtime.trt.runner import TensorRtBackend
 from edgepose.runtime.trt.selftest import Moved
@@ -47,6 +57,12 @@ CHOSEN = ("int8", "fp16")  # INT8 transformers are often slower than FP16, so bo
 )
 @click.option("--sparsity", is_flag=True, help="Use 2:4 sparse weights.")
 @click.option("--dla-core", type=click.IntRange(0), help="Run on this DLA core, the rest on the GPU.")
+@click.option(
+    "--implicit-int8",
+    metavar="scales|golden|FOLDER",
+    help="INT8 without Q/DQ, for TensorRT 8.x and 10.x: by the bundle's scales, or by TensorRT's calibrator "
+    "on the golden pictures or those in FOLDER. With --dla-core it is scales.",
+)
 @click.option("--cuda", type=click.Choice(list(LIBRARIES)), default="pycuda", show_default=True)
 @click.option("--engines", type=click.Path(path_type=Path), help="Folder of the engines.")
 @click.option("--rebuild", is_flag=True, help="Also what is already there, or failed before.")
@@ -65,6 +81,12 @@ CHOSEN = ("int8", "fp16")  # INT8 transformers are often slower than FP16, so bo
     help="Gate, with --data: points of AP that may be lost to FP32.",
 )
 @click.option("--print-trtexec", metavar="RELEASE", help="Only print the commands for that TensorRT release.")
+@click.option(
+    "--print-calibration-cache",
+    metavar="VERSION",
+    help="Only print the bundle's scales as a calibration cache of that TensorRT, such as 10.3.0, as its "
+    "`trtexec --calib=FILE` reads it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def build(
     bundle: Path,
@@ -75,6 +97,7 @@ def build(
     level: int,
     sparsity: bool,
     dla_core: int | None,
+    implicit_int8: str | None,
     cuda: str,
     engines: Path | None,
     rebuild: bool,
@@ -83,6 +106,7 @@ def build(
     data: str | None,
     max_ap_loss: float,
     print_trtexec: str | None,
+    print_calibration_cache: str | None,
     as_json: bool,
 ) -> None:
     """Build TensorRT engines of BUNDLE on this board, prove them on its golden vectors, and time them.
@@ -98,9 +122,13 @@ def build(
         for line in _lines(opened, names, print_trtexec, precisions, settings):
             click.echo(line)
         return
+    if print_calibration_cache:
+        for name in names:
+            click.echo(cache_text(scales_of(opened, name), print_calibration_cache), nl=False)
+        return
     options = Options(settings, cuda, engines or default_root(), rebuild)
-    made = {name: Engines(opened, name, options) for name in names}
-    losses = _ap_losses(opened, options, precisions, data) if data else {}
+    made = {name: _engines(opened, name, options, implicit_int8) for name in names}
+    losses = _ap_losses(opened, made, precisions, data) if data else {}
     gate = Gate(max_drift, max_ap_loss, losses)
     found = {name: _report(one, gate, precisions, rounds) for name, one in made.items()}
     board = asdict(next(iter(made.values())).board)
@@ -132,13 +160,24 @@ class Gate:
         return ""
 
 
+def _engines(bundle: Bundle, graph: str, options: Options, implicit: str | None) -> Engines:
+    """With the source of INT8's scales where it is not Q/DQ: asked for, or for a DLA, which reads no Q/DQ."""
+    require_board()
+    if implicit is None and options.settings.dla_core is not None and scales_file(graph) in bundle.files:
+        implicit = SCALES if has_calibrators() else None
+    if implicit is not None:
+        require_calibrators()
+        options = replace(options, implicit=source_of(bundle, graph, implicit))
+    return Engines(bundle, graph, options)
+
+
 def _ap_losses(
-    bundle: Bundle, options: Options, precisions: tuple[str, ...], data: str
+    bundle: Bundle, made: Mapping[str, Engines], precisions: tuple[str, ...], data: str
 ) -> Mapping[str, float]:
     # By name at run time: the evaluator belongs to the stage `calibration`, which may import this one. It
     # needs numpy and OpenCV alone, so a board has it.
     onboard: Any = importlib.import_module("edgepose.calibration.onboard")
-    losses: Mapping[str, float] = onboard.ap_losses(bundle, options, precisions, data)
+    losses: Mapping[str, float] = onboard.ap_losses(bundle, made, precisions, data)
     return losses
 
 

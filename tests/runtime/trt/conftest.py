@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from standin_gpu import Gpu
 
 from edgepose.export import golden, views
+from edgepose.export.scales import activation_scales
 from edgepose.runtime.backend import open_backend
 from edgepose.runtime.bundle import Bundle, publish
 from edgepose.runtime.estimator import Estimator
@@ -174,6 +175,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     content = tmp_path_factory.mktemp("content")
     for name, model in made.items():
         onnx.save(model, content / f"{name}.onnx")
+    scales = activation_scales(quantized, fp32)
+    (content / "pose.scales.json").write_text(json.dumps(scales))
     frames = np.random.default_rng(5).integers(0, 256, (3, 32, 32, 3), np.uint8)
     (content / FILE).write_bytes(golden.to_bytes(golden.record(made.items(), frames, SPEC)))
     return publish(content, tmp_path_factory.mktemp("bundle") / "pose", SPEC, {"model": "qrpose_tiny"})

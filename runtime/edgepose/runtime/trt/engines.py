@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,19 @@ from edgepose.runtime.trt.build import BuildFailed, Built, Settings, build
 from edgepose.runtime.trt.cache import EngineCache, Kept, Key, default_root
 from edgepose.runtime.trt.cuda import DeviceLost, OutOfMemory, open_cuda
 from edgepose.runtime.trt.frames import FrameEngine
+from edgepose.runtime.trt.implicit import (
+    ATTEMPT,
+    GOLDEN,
+    SCALES,
+    Source,
+    calibrator,
+    require_calibrators,
+    source_of,
+)
 from edgepose.runtime.trt.inspector import count_layers
 from edgepose.runtime.trt.kernel import SOURCE
 from edgepose.runtime.trt.nvrtc import compiled
-from edgepose.runtime.trt.precision import Attempt, attempts, rungs, typings
+from edgepose.runtime.trt.precision import ANSWERS, Attempt, attempts, rungs, typings
 from edgepose.runtime.trt.runner import EngineRefused, TensorRtBackend
 from edgepose.runtime.trt.selftest import SelfTest, examine
 
@@ -42,11 +51,6 @@ class NotBuilt(EdgeposeError):
 
 # What makes an engine give way to the next safer one. A lost GPU or a missing library is not among them.
 _GIVES_WAY = (BuildFailed, EngineRefused, NotReproduced, NotBuilt, OutOfMemory)
-_SIGHT = {
-    "int8": "int8.trt",
-    "fp16": "fp16",
-    "fp32": "fp32",
-}  # whose limit holds for what the kernel prepares
 CROPS = (1, 4, MOST)  # batches of a network that sees people one by one: as many as are in a frame
 Opened = TensorRtBackend | FrameEngine
 
@@ -65,6 +69,7 @@ class Options:
     root: Path = field(default_factory=default_root)
     rebuild: bool = False  # also what is in the cache
     build: bool = True  # False: only what is in the cache
+    implicit: Source | None = None  # where INT8's scales come from, if not from Q/DQ
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,9 @@ class Engines:
 
     def __init__(self, bundle: Bundle, graph: str, options: Options) -> None:
         self.board: Board = require_board()
+        if options.implicit is not None:
+            require_calibrators()
+            options = replace(options, settings=replace(options.settings, implicit=options.implicit.identity))
         self.settings = options.settings
         self._cache = EngineCache(options.root)
         self._bundle, self._graph, self._options = bundle, graph, options
@@ -118,7 +126,7 @@ class Engines:
             return backend
         try:
             seeing = FrameEngine(backend, compiled(SOURCE.read_bytes(), self.board.sm), spec)
-            _require_sight(seeing, self._bundle, _SIGHT[precision])
+            _require_sight(seeing, self._bundle, ANSWERS[precision])
         except DeviceLost:
             backend.close()
             raise
@@ -130,7 +138,7 @@ class Engines:
     def exactly(self, precision: str) -> tuple[TensorRtBackend | None, list[Step]]:
         """The engine of one precision, by the first way that works; None and the problems when none does."""
         steps: list[Step] = []
-        for attempt in attempts(precision, typings()):
+        for attempt in self._attempts(precision):
             try:
                 backend, report = self._proven(attempt)
             except _GIVES_WAY as error:
@@ -174,9 +182,13 @@ class Engines:
         kept = {"settings": asdict(self.settings), "cuda": self._options.cuda, **report}
         self._cache.keep_default(self._identity, self.board, precision, kept)
 
+    def _attempts(self, precision: str) -> list[Attempt]:
+        implicit = precision == "int8" and self.settings.implicit
+        return [ATTEMPT] if implicit else attempts(precision, typings())
+
     def _require_view(self, precision: str) -> None:
         """Raises EdgeposeError when the bundle holds no file of the precision that was asked for."""
-        wanted = [attempt.view for attempt in attempts(rungs(precision)[0], typings())]
+        wanted = [attempt.view for attempt in self._attempts(rungs(precision)[0])]
         if not any(f"{self._graph}.{view}.onnx" in self._bundle.files for view in wanted):
             self._bundle.graph(self._graph, wanted[0])
 
@@ -187,7 +199,7 @@ class Engines:
             self._bundle.files[f"{self._graph}.{attempt.view}.onnx"],
             self.board,
             attempt,
-            self._options.settings,
+            self.settings,
         )
         kept = None if self._options.rebuild else self._cache.find(key)
         if kept is None and not self._options.build:
@@ -219,12 +231,24 @@ class Engines:
             onnx = self._bundle.graph(self._graph, attempt.view)
             log.warning("building the %s engine of %s here; this takes minutes", attempt.precision, onnx.name)
             try:
-                built = build(onnx, attempt, self._options.settings, self._cache.timings(self.board))
+                with self._calibrator(attempt) as calibrator:
+                    built = build(onnx, attempt, self.settings, self._cache.timings(self.board), calibrator)
             except BuildFailed as error:
                 self._cache.keep(key, b"", {}, str(error))
                 raise
             self._cache.keep_timings(self.board, built.timing_cache)
             return self._cache.keep(key, built.plan, self._report(built, attempt))
+
+    def _calibrator(self, attempt: Attempt) -> AbstractContextManager[Any]:
+        if attempt != ATTEMPT:
+            return nullcontext()
+        source, kind = self._options.implicit, self.settings.implicit.partition(":")[0]
+        if source is None and kind not in (SCALES, GOLDEN):  # where the pictures lie is not remembered
+            raise BuildFailed(
+                "INT8 was calibrated on pictures; build it again: edgepose build --implicit-int8"
+            )
+        source = source or source_of(self._bundle, self._graph, kind)
+        return calibrator(self._bundle, self._graph, source, self.settings.batches[1], self._options.cuda)
 
     def _report(self, built: Built, attempt: Attempt) -> dict[str, Any]:
         with self._opened(built.plan) as backend:
@@ -265,9 +289,9 @@ def reproduce(
 
     Raises NotReproduced beyond the view's limit, EdgeposeError when the bundle has none recorded.
     """
-    # Weak FP16 is made of the FP32 file, and held against what half precision answered.
-    view = f"{graph}.{attempt.view if attempt.precision == 'int8' else attempt.precision}"
     golden, spec = read(bundle), bundle.spec
+    # Weak FP16 and implicit INT8 are made of the FP32 file, and held against what their precision answered.
+    view = f"{graph}.{attempt.view if attempt.view.startswith('int8') else ANSWERS[attempt.precision]}"
     if view not in golden.expected:
         raise EdgeposeError(f"{bundle.path}: has no golden vectors of {view}; export it again")
     found: list[Difference] = []
