@@ -179,20 +179,21 @@ class IExecutionContext:
         if stream in gpu.capturing and key != self._sim.prepared:
             raise WouldCrash("recorded before a first run of these shapes: what TensorRT prepares is lost")
         self._sim.prepared, shapes, addresses = key, dict(self._sim.shapes), dict(self._sim.addresses)
-        gpu.queue(stream, lambda: _compute(self, shapes, addresses))
+        engine = self._sim.engine  # not the context, which a graph does not keep alive
+        gpu.queue(stream, lambda: _compute(engine, shapes, addresses))
         return True
 
 
-def _compute(context: Any, shapes: dict[str, Any], addresses: dict[str, int]) -> None:
+def _compute(engine: Any, shapes: dict[str, Any], addresses: dict[str, int]) -> None:
     """With the shapes and addresses there were when it was queued."""
-    graph, module = context._sim.engine._sim.graph, context._sim.module
+    graph, module = engine._sim.graph, engine._sim.module
     feeds = {p.name: _memory(module, p, (addresses, shapes[p.name])).astype(p.dtype) for p in graph.inputs}
-    for port, answer in zip(graph.outputs, _answers(context, feeds), strict=True):
+    for port, answer in zip(graph.outputs, _answers(engine, feeds), strict=True):
         _memory(module, port, (addresses, answer.shape))[...] = answer
 
 
-def _answers(context: Any, feeds: dict[str, Any]) -> list[Any]:
-    engine, faults = context._sim.engine, context._sim.module._gpu.faults
+def _answers(engine: Any, feeds: dict[str, Any]) -> list[Any]:
+    faults = engine._sim.module._gpu.faults
     answers = _session(engine).run(None, feeds)
     if engine._sim.head["precision"] in faults.wrong_precisions:
         return [np.where(np.isfinite(a), a * 0.5, a).astype(a.dtype) for a in answers]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from trt_surface import RELEASES
 
 from edgepose.runtime.backend import FrameBackend, choose
 from edgepose.runtime.backend_onnxruntime import OnnxRuntimeBackend
+from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError, HardwareError, MissingLibrary
 from edgepose.runtime.estimator import Estimator
 from edgepose.runtime.preprocess import prepare
@@ -38,6 +40,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 SPEC = Spec("qrpose", "qrpose_tiny", 96, 64)
+REAL_CUDA = os.environ.get("EDGEPOSE_TEST_CUDA")  # test_real_cuda.py runs a part of this file with it
+MADE_BY = [REAL_CUDA] if REAL_CUDA else list(LIBRARIES)
+GRAPHS = [library for library in MADE_BY if library == "cuda-python"]
 LIMIT = 1.5  # of 255, before normalising: the issue's own
 
 
@@ -55,13 +60,19 @@ def mirror(path: Path, kind: int = TensorProto.FLOAT) -> Path:
 def looking(tmp_path: Path):
     """An engine that answers what the kernel prepared for it."""
 
-    def opened(gpu: Any, *, kind: int = TensorProto.FLOAT, library: str = "pycuda") -> FrameEngine:
+    def opened(gpu: Any, *, kind: int = TensorProto.FLOAT, library: str = MADE_BY[0]) -> FrameEngine:
         graph = mirror(tmp_path / f"{kind}.onnx", kind)
         plan = build(graph, attempts("fp32", typings())[0], Settings()).plan
         engine = TensorRtBackend(plan, open_cuda(library), mapped=gpu.integrated)
-        return FrameEngine(engine, host_kernel.cubin(SOURCE.read_bytes(), gpu.sm), SPEC)
+        return FrameEngine(engine, code(gpu.sm), SPEC)
 
     return opened
+
+
+def code(sm: int) -> bytes:
+    """NVRTC's own where test_real_cuda.py has left it; the stand-ins are content with a note."""
+    made = Path(os.environ.get("EDGEPOSE_TEST_CUBINS", "")) / f"{sm}.cubin"
+    return made.read_bytes() if made.is_file() else host_kernel.cubin(SOURCE.read_bytes(), sm)
 
 
 def picture(width: int, height: int, seed: int = 0) -> Any:
@@ -77,7 +88,7 @@ def apart(found: Any, expected: Any) -> float:
     return float((np.abs(found - expected) * np.array(SPEC.std).reshape(3, 1, 1) * 255).max())
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("library", MADE_BY)
 @pytest.mark.parametrize("integrated", [True, False], ids=["mapped", "copied"])
 @pytest.mark.parametrize("release", ["8.6", "10.3", "11.4"])
 def test_a_picture_of_any_size_reaches_the_engine_as_numpy_would_prepare_it(
@@ -152,7 +163,7 @@ def test_a_lost_gpu_and_exhausted_memory_are_said(install, looking) -> None:
     gpu = install("10.3")
     gpu.integrated = False
     with looking(gpu) as engine:
-        gpu.total = sum(map(len, gpu.blocks.values())) + 1000
+        gpu.total = gpu.total - gpu.free() + 1000
         with pytest.raises(OutOfMemory, match="memory is exhausted"):
             engine.see(picture(320, 240))
         gpu.total *= 1000
@@ -167,19 +178,27 @@ def test_code_for_another_gpu_is_refused(install, tmp_path) -> None:
     install("10.3")
     plan = build(mirror(tmp_path / "g.onnx"), attempts("fp32", typings())[0], Settings()).plan
     with (
-        TensorRtBackend(plan, open_cuda(), mapped=True) as engine,
-        pytest.raises(DeviceLost, match="no kernel image"),
+        TensorRtBackend(plan, open_cuda(MADE_BY[0]), mapped=True) as engine,
+        pytest.raises(DeviceLost, match=r"no kernel image|operation not supported|NO_BINARY|error code 209"),
     ):
-        FrameEngine(engine, host_kernel.cubin(SOURCE.read_bytes(), 72), SPEC)
+        FrameEngine(engine, code(75), SPEC)
 
 
 # CUDA graphs.
 
 
-def two(bundle: Any, library: str) -> TensorRtBackend:
-    attempt = attempts("fp32", typings())[0]
-    made = build(bundle.graph("pose", attempt.view), attempt, Settings((1, 2, 4))).plan
-    return TensorRtBackend(made, open_cuda(library), mapped=False)
+@pytest.fixture(params=GRAPHS)
+def opened(request: pytest.FixtureRequest, bundle: Bundle):
+    """An engine of the bundle whose work becomes graphs, or is done step by step."""
+
+    def backend(*, graphs: bool = True) -> TensorRtBackend:
+        attempt = attempts("fp32", typings())[0]
+        made = build(bundle.graph("pose", attempt.view), attempt, Settings((1, 2, 4))).plan
+        engine = TensorRtBackend(made, open_cuda(request.param), mapped=False)
+        engine._records = graphs
+        return engine
+
+    return backend
 
 
 def feeds(batch: int, seed: int) -> dict[str, Any]:
@@ -187,10 +206,10 @@ def feeds(batch: int, seed: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_the_same_work_again_is_one_graph_with_the_same_answers(release: str, bundle, install) -> None:
+def test_the_same_work_again_is_one_graph_with_the_same_answers(release: str, opened, install) -> None:
     gpu = install(release)
     gpu.integrated = False
-    with two(bundle, "cuda-python") as graphs, two(bundle, "pycuda") as steps:
+    with opened() as graphs, opened(graphs=False) as steps:
         for turn, batch in enumerate([1, 1, 1, 3, 3, 1, 1]):
             given = feeds(batch, turn)
             found, expected = graphs.run(given), steps.run(given)
@@ -198,23 +217,25 @@ def test_the_same_work_again_is_one_graph_with_the_same_answers(release: str, bu
                 np.testing.assert_array_equal(found[name], array)
     assert gpu.replays == 4  # the first run of each shape, and after each change, is step by step
     assert (gpu.blocks, gpu.pinned, gpu.capturing) == ({}, {}, {})
-    assert sys.modules["cuda.bindings.driver"]._driver._graphs == {}
+    if not REAL_CUDA:
+        assert sys.modules["cuda.bindings.driver"]._driver._graphs == {}
 
 
-def test_pictures_are_part_of_the_graph(install, looking) -> None:
+@pytest.mark.parametrize("library", GRAPHS)
+def test_pictures_are_part_of_the_graph(library: str, install, looking) -> None:
     gpu = install("10.3")
-    with looking(gpu, library="cuda-python") as engine:
+    with looking(gpu, library=library) as engine:
         for turn in range(4):
             frame = picture(320, 240, seed=turn)
             assert apart(engine.see(frame)[0]["seen"], prepare(frame, SPEC)[0]) <= LIMIT
     assert gpu.replays == 3
 
 
-def test_work_that_cannot_be_a_graph_runs_step_by_step(bundle, install, caplog) -> None:
+def test_work_that_cannot_be_a_graph_runs_step_by_step(opened, install, caplog) -> None:
     gpu = install("10.3")
     gpu.integrated = False
     gpu.faults.unrecordable = True
-    with two(bundle, "cuda-python") as graphs, two(bundle, "pycuda") as steps:
+    with opened() as graphs, opened(graphs=False) as steps:
         for turn in range(3):
             found, expected = graphs.run(feeds(1, turn)), steps.run(feeds(1, turn))
             np.testing.assert_array_equal(found["scores"], expected["scores"])
@@ -225,9 +246,9 @@ def test_work_that_cannot_be_a_graph_runs_step_by_step(bundle, install, caplog) 
     ]
 
 
-def test_the_stand_in_catches_a_graph_of_a_first_run(bundle, install) -> None:
+def test_the_stand_in_catches_a_graph_of_a_first_run(opened, install) -> None:
     install("10.3").integrated = False
-    with two(bundle, "cuda-python") as graphs, graphs.owned():
+    with opened() as graphs, graphs.owned():
         graphs._set_shape("images", (1, 3, 32, 32))
         with pytest.raises(WouldCrash, match="before a first run"):
             graphs._record(lambda: graphs._execution.execute_async_v3(graphs._stream))
