@@ -162,9 +162,17 @@ def _weight(made: Any, name: str, weight: Any, axis: int, quantized: bool) -> st
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def graphs() -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The small graph, and the same quantized."""
+    return pose_graph(quantized=False), pose_graph(quantized=True)
+
+
+@pytest.fixture(scope="session")
+def bundle(
+    graphs: tuple[onnx.ModelProto, onnx.ModelProto], tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
     """Every view of the small graph, with golden vectors."""
-    fp32, quantized = pose_graph(quantized=False), pose_graph(quantized=True)
+    fp32, quantized = graphs
     made = {
         "pose.fp32": fp32,
         "pose.fp16": views.fp16_view(fp32, ()),

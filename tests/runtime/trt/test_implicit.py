@@ -11,10 +11,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 from standin_tensorrt.behaviour import unpack
 from standin_tensorrt.calibration import NUMBERS
 from standin_tensorrt.onnx_rules import Graph
 
+from edgepose.compression.graph import copy
+from edgepose.export.scales import activation_scales
 from edgepose.runtime import cli
 from edgepose.runtime.bundle import Bundle, publish
 from edgepose.runtime.errors import EdgeposeError
@@ -44,6 +47,18 @@ def test_a_cache_has_the_documented_lines() -> None:
         "TRT-8601-EntropyCalibration2\nimages: 3c000000\na: b: 3f800000\n"
     )
     assert cache_text({}, "10.3.0.26").startswith("TRT-100300-EntropyCalibration2\n")
+
+
+def test_scales_are_of_known_tensors_and_the_widest_counts(graphs) -> None:
+    """A tensor quantized twice has one scale; one that only the quantized graph has, none."""
+    fp32, quantized = (copy(model) for model in graphs)
+    assert activation_scales(quantized, fp32) == pytest.approx({"images": 0.03, "flat": 0.1})
+    wider = numpy_helper.from_array(np.array(0.5, np.float32), "wider")
+    quantized.graph.initializer.append(wider)
+    for tensor in ("flat", "images", "stranger"):
+        name = f"{tensor}_again"
+        quantized.graph.node.append(helper.make_node("QuantizeLinear", [tensor, "wider", "zero"], [name]))
+    assert activation_scales(quantized, fp32) == pytest.approx({"images": 0.5, "flat": 0.5})
 
 
 @pytest.mark.parametrize("release", OLD)
