@@ -102,11 +102,13 @@ def _on_cpu(bundle: Bundle, precision: str, graph: str, threads: int) -> Backend
 
 def _engine(bundle: Bundle, precision: str, graph: str, *, build: bool = True) -> Chosen | None:
     from edgepose.runtime.trt.build import Settings
+    from edgepose.runtime.trt.cuda import any_library
     from edgepose.runtime.trt.engines import Engines, Options, batches_for
     from edgepose.runtime.trt.precision import NO_ENGINE
 
     needed = batches_for(bundle.spec)
-    best, engines = Engines(bundle, graph, Options(Settings(needed), build=build)).remembered()
+    options = Options(Settings(needed), any_library(), build=build)
+    best, engines = Engines(bundle, graph, options).remembered()
     if engines.settings.batches[2] < needed[2]:
         raise EdgeposeError(
             f"{bundle.path}: its engines here take {engines.settings.batches[2]} people at once, needed are "

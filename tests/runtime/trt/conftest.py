@@ -25,6 +25,7 @@ from standin_gpu import Gpu
 
 from edgepose.export import golden, views
 from edgepose.export.scales import activation_scales
+from edgepose.runtime import cli
 from edgepose.runtime.backend import open_backend
 from edgepose.runtime.bundle import Bundle, publish
 from edgepose.runtime.estimator import Estimator
@@ -267,3 +268,19 @@ def labelled(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = {"images": pictures, "annotations": people, "categories": [category]}
     (folder / "annotations.json").write_text(json.dumps(values))
     return folder
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs `edgepose build` in this process; gives its exit code, stdout and stderr."""
+
+    def command(*words: object) -> tuple[int, str, str]:
+        words = ("edgepose", "build", *words, "--engines", tmp_path / "engines", "--rounds", "3")
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return (int(stop.value.code or 0), *capsys.readouterr())
+
+    return command

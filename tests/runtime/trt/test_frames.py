@@ -300,12 +300,15 @@ def test_auto_takes_what_was_built_here_and_builds_nothing(bundle, install, cach
     assert chosen(bundle) == (OnnxRuntimeBackend, "int8")  # those were another board's
 
 
+LACKING = {"tensorrt": ("tensorrt",), "cuda": ("pycuda.driver", "cuda.bindings.driver")}
+
+
 @pytest.mark.parametrize(
     ("lack", "level", "said"),
     [
         ("driver", logging.INFO, "cuInit says error 100"),
         ("tensorrt", logging.WARNING, "there is a GPU, but tensorrt cannot be imported"),
-        ("pycuda", logging.WARNING, "there is a GPU, but pycuda.driver cannot be imported"),
+        ("cuda", logging.WARNING, "there is a GPU, but pycuda.driver cannot be imported"),
     ],
 )
 def test_auto_runs_on_the_cpu_where_something_lacks(
@@ -317,8 +320,8 @@ def test_auto_runs_on_the_cpu_where_something_lacks(
     caplog.clear()
     if lack == "driver":
         gpu.faults.no_driver = True
-    else:
-        monkeypatch.setitem(sys.modules, {"tensorrt": "tensorrt", "pycuda": "pycuda.driver"}[lack], None)
+    for name in LACKING.get(lack, ()):
+        monkeypatch.setitem(sys.modules, name, None)
     assert chosen(bundle) == (OnnxRuntimeBackend, "int8")
     assert [record.levelno for record in caplog.records if said in record.message] == [level]
     with pytest.raises(HardwareError if lack == "driver" else MissingLibrary):
@@ -340,6 +343,13 @@ def test_auto_takes_the_next_safer_of_what_was_built(bundle, install, cached, ca
     caplog.clear()
     assert chosen(bundle) == (OnnxRuntimeBackend, "int8")
     assert "is damaged (its sha256 differs)" in caplog.text
+
+
+def test_the_stream_takes_the_cuda_library_that_is_there(bundle, install, cached, monkeypatch) -> None:
+    install("10.3")
+    make(bundle, cached)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    assert chosen(bundle) == (FrameEngine, "int8")
 
 
 def test_the_cuda_library_is_the_one_the_engine_was_built_with(bundle, install, cached, monkeypatch) -> None:

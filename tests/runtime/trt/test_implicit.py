@@ -18,7 +18,6 @@ from standin_tensorrt.onnx_rules import Graph
 
 from edgepose.compression.graph import copy
 from edgepose.export.scales import activation_scales
-from edgepose.runtime import cli
 from edgepose.runtime.bundle import Bundle, publish
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.golden import read
@@ -222,18 +221,6 @@ def test_little_endian_digits_are_caught_by_the_golden_vectors(
 
 
 # The verb.
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    def command(*words: object) -> tuple[int, str, str]:
-        words = ("edgepose", "build", *words, "--engines", tmp_path / "engines", "--rounds", "3")
-        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return (int(stop.value.code or 0), *capsys.readouterr())
-
-    return command
 
 
 def test_the_cache_is_printed_for_trtexec_without_a_board(bundle, run) -> None:

@@ -11,22 +11,8 @@ from typing import Any
 import pytest
 from standin_gpu import Gpu
 
-from edgepose.runtime import cli, verb_build
+from edgepose.runtime import verb_build
 from edgepose.runtime.trt.engines import Engines, Options
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Runs the verb in this process; gives its exit code, stdout and stderr."""
-
-    def command(*words: object) -> tuple[int, str, str]:
-        words = ("edgepose", "build", *words, "--engines", tmp_path / "engines", "--rounds", "3")
-        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return (int(stop.value.code or 0), *capsys.readouterr())
-
-    return command
 
 
 @pytest.mark.parametrize("release", ["8.6", "10.3", "11.4"])
@@ -130,6 +116,18 @@ def no_pycuda(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
 
 
+def old_jetpack(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["tensorrt"], "__version__", "8.2.1.8")  # of JetPack 4.6
+
+
+def no_jetson(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["tensorrt"], "__version__", "11.4.0.106")
+
+
+def exhausted(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.total = 1000
+
+
 def no_dla(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu.dla_cores = 0
 
@@ -140,6 +138,9 @@ def no_dla(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
         (no_driver, (), 4, "cuInit says error 100"),
         (no_tensorrt, (), 3, "comes with JetPack"),
         (no_pycuda, (), 3, "pip install pycuda"),
+        (old_jetpack, (), 2, "TensorRT 8.2.1.8: edgepose is written for 8.5 up to but not including 12"),
+        (no_jetson, (), 4, "TensorRT 11.4.0.106 does not support Jetson boards"),
+        (exhausted, (), 1, "no engine of pose can be used here"),
         (no_dla, ("--dla-core", "0"), 4, "--dla-core 0: this board has 0"),
         (None, ("--batch", "2,1"), 2, "--batch 2,1: give one size"),
         (None, ("--batch", "4,2,1"), 2, "smallest, best, largest"),
@@ -155,6 +156,29 @@ def test_exit_codes(lack, words, code: int, sentence: str, bundle, install, run,
     assert found == code
     assert sentence in err
     assert "Traceback" not in err
+
+
+def test_what_lies_damaged_in_the_cache_is_built_again(bundle, install, run, tmp_path, caplog) -> None:
+    install("10.3")
+    assert run(bundle.path)[0] == 0
+    for path in (tmp_path / "engines").rglob("engine.plan"):
+        path.write_bytes(path.read_bytes()[:-9])
+    (timings,) = (tmp_path / "engines").glob("timings-*.cache")
+    timings.write_bytes(b"damaged")
+    code, out, err = run(bundle.path, "--json")
+    assert code == 0, err
+    assert all(row["problem"] == "" for row in json.loads(out)["graphs"]["pose"]["engines"])
+    assert "is damaged (its sha256 differs); building it again" in caplog.text
+    assert "timing cache is damaged or of another board; building without it" in caplog.text
+
+
+def test_exhausted_memory_is_in_the_report(bundle, install, run) -> None:
+    install("10.3").total = 1000
+    code, out, _ = run(bundle.path, "--json")
+    problems = [row["problem"] for row in json.loads(out)["graphs"]["pose"]["engines"]]
+    assert code == 1
+    assert problems
+    assert all("the GPU's memory is exhausted" in problem for problem in problems)
 
 
 def test_a_missing_bundle_is_a_user_error(install, run, tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ OPERATOR_SINCE = {
     "Gelu": "10.1",
     "DeformConv": "10.1",
 }
+# Newest opset of the releases before 10, and of 10.1, which reads up to 20: the same tables.
+OLD_OPSET, OPSET_OF_10 = 17, 20
+_OPSET = re.compile(r"opset (?:version )?(\d+)", re.IGNORECASE)
 _OPERATOR = (r"No importer registered for op: (\w+)", r"parsing node number \d+ \[(\w+)")
 _MOST_REASONS = 4  # a transformer can have the same one 30 times
 _WORKSPACE = ("insufficient workspace", "could not find any implementation", "workspace size")
@@ -121,6 +124,11 @@ def _refusal(parser: trt.OnnxParser, said: Said) -> str:
         for name in dict.fromkeys(operators)
         if name in OPERATOR_SINCE
     ]
+    named = _OPSET.search(" ".join([*texts, *said.errors]))
+    if named and OLD_OPSET < int(named[1]) <= OPSET_OF_10:
+        hints.append(
+            f"opset {named[1]} needs TensorRT 10.1 or newer (update JetPack, or export it in opset {OLD_OPSET})"
+        )
     return "; ".join([*hints, *dict.fromkeys(texts)][:_MOST_REASONS]) or said.why()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -101,10 +101,23 @@ class Cuda(Protocol):
     def close(self) -> None: ...
 
 
+# Each is reached by one module of ours, and is there when one of its own can be imported.
 LIBRARIES = {
     "pycuda": "edgepose.runtime.trt.cuda_pycuda:PyCuda",
     "cuda-python": "edgepose.runtime.trt.cuda_python:CudaPython",
 }
+
+
+_DRIVERS = {"pycuda": "pycuda.driver", "cuda-python": "cuda.bindings.driver"}
+
+
+def any_library() -> str:
+    """The first of LIBRARIES that is installed; without any the first, whose absence `open_cuda` tells."""
+    for library, driver in _DRIVERS.items():
+        with suppress(ImportError):
+            importlib.import_module(driver)
+            return library
+    return next(iter(_DRIVERS))
 
 
 def open_cuda(library: str = "pycuda") -> Cuda:
