@@ -29,7 +29,6 @@ from edgepose.runtime.trt.implicit import (
     SCALES,
     cache_text,
     has_calibrators,
-    require_calibrators,
     scales_file,
     scales_of,
     source_of,
@@ -166,7 +165,6 @@ def _engines(bundle: Bundle, graph: str, options: Options, implicit: str | None)
     if implicit is None and options.settings.dla_core is not None and scales_file(graph) in bundle.files:
         implicit = SCALES if has_calibrators() else None
     if implicit is not None:
-        require_calibrators()
         options = replace(options, implicit=source_of(bundle, graph, implicit))
     return Engines(bundle, graph, options)
 

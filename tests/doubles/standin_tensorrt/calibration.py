@@ -64,7 +64,7 @@ def _measured(module: Any, graph: Graph, config: Any, calibrator: Any) -> dict[s
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in floats)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     largest: dict[str, float] = {}
-    while places := calibrator.get_batch(names):
+    while places := _called(calibrator, names):
         feeds = {
             port.name: _on_device(module, place, shapes[port.name], port.dtype)
             for port, place in zip(graph.inputs, places, strict=True)
@@ -74,6 +74,13 @@ def _measured(module: Any, graph: Graph, config: Any, calibrator: Any) -> dict[s
             if values.dtype == np.float32:
                 largest[name] = max(largest.get(name, 0.0), float(np.abs(values).max()))
     return {name: high / 127 for name, high in largest.items() if high > 0 and name not in shapes}
+
+
+def _called(calibrator: Any, names: list[str]) -> Any:
+    try:
+        return calibrator.get_batch(names)
+    except Exception as error:  # it would have to pass through TensorRT's own frames
+        raise WouldCrash(f"an exception left the calibrator: {error}") from error
 
 
 def _on_device(module: Any, address: int, shape: Any, dtype: Any) -> Any:

@@ -355,15 +355,18 @@ def test_the_stream_takes_the_cuda_library_that_is_there(bundle, install, cached
 def test_the_cuda_library_is_the_one_the_engine_was_built_with(bundle, install, cached, monkeypatch) -> None:
     install("10.3")
     make(bundle, cached, cuda="cuda-python").keep_default("int8", {})
-    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    opened: list[str] = []
+    original = engines.open_cuda
+    monkeypatch.setattr(engines, "open_cuda", lambda library: opened.append(library) or original(library))
     assert chosen(bundle) == (FrameEngine, "int8")
+    assert opened == ["cuda-python"]
 
 
 @pytest.mark.parametrize("fault", ["no compiler", "another picture"])
 def test_a_kernel_that_cannot_be_trusted_leaves_pictures_to_the_cpu(
     fault: str, bundle, install, cached, monkeypatch, caplog
 ) -> None:
-    install("10.3")
+    gpu = install("10.3")
     make(bundle, cached)
     if fault == "no compiler":
         monkeypatch.setattr(nvrtc, "load", lambda: (_ for _ in ()).throw(MissingLibrary("no libnvrtc.so")))
@@ -377,6 +380,7 @@ def test_a_kernel_that_cannot_be_trusted_leaves_pictures_to_the_cpu(
     assert (
         "libnvrtc.so" if fault == "no compiler" else "prepares the golden pictures wrongly"
     ) in caplog.text
+    assert (gpu.blocks, gpu.pinned) == ({}, {})
 
 
 def test_poses_of_a_frame_are_the_cpus(bundle, install, cached) -> None:

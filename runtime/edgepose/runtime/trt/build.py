@@ -127,7 +127,7 @@ def _refusal(parser: trt.OnnxParser, said: Said) -> str:
     named = _OPSET.search(" ".join([*texts, *said.errors]))
     if named and OLD_OPSET < int(named[1]) <= OPSET_OF_10:
         hints.append(
-            f"opset {named[1]} needs TensorRT 10.1 or newer (update JetPack, or export it in opset {OLD_OPSET})"
+            f"opset {named[1]} needs TensorRT 10.1 or newer (update JetPack, or export it with {OLD_OPSET})"
         )
     return "; ".join([*hints, *dict.fromkeys(texts)][:_MOST_REASONS]) or said.why()
 

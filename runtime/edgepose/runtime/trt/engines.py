@@ -315,6 +315,7 @@ def _require_sight(seeing: FrameEngine, bundle: Bundle, view: str) -> None:
     seen = [seeing.see(frame)[0] for frame in golden.frames]
     furthest, allowed = apart(fed, seen, spec), limit(f"{spec.graphs[0]}.{view}", spec)
     if not furthest.within(allowed):
+        seeing.release()
         raise NotReproduced(
             f"the kernel prepares the golden pictures wrongly: answers are {_figures(furthest)} away, "
             f"allowed are {_figures(allowed)}"

@@ -81,20 +81,24 @@ class FrameEngine:
     def _buffer(self, size: int) -> Buffer:
         """Memory for a picture; grown when a larger one comes, and only then."""
         if self._frame is None or len(self._frame.host) < size:
-            self._release()
+            self._free()
             self._frame = self._engine.cuda.allocate(size, self._engine.mapped)
         return self._frame
 
-    def _release(self) -> None:
+    def _free(self) -> None:
         if self._frame is not None:
             self._engine.cuda.free(self._frame)
             self._frame = None
 
-    def close(self) -> None:
-        """Free the picture's memory and the engine. A lost GPU is not asked again."""
+    def release(self) -> None:
+        """Free the picture's memory, and leave the engine as it is. A lost GPU is not asked."""
         with suppress(DeviceLost), self._engine.owned():
-            self._release()
+            self._free()
         self._kernels.clear()
+
+    def close(self) -> None:
+        """Free the picture's memory and the engine."""
+        self.release()
         self._engine.close()
 
     def __enter__(self) -> FrameEngine:

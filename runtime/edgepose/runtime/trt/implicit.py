@@ -10,7 +10,7 @@ import hashlib
 import math
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from edgepose.runtime.drafts import sha256
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.golden import FILE, INPUT, REFERENCE, read
 from edgepose.runtime.preprocess import U8, prepare
-from edgepose.runtime.trt.cuda import Buffer, open_cuda
+from edgepose.runtime.trt.cuda import Buffer, Cuda, open_cuda
 from edgepose.runtime.trt.precision import Attempt
 
 SCALES, GOLDEN = "scales", "golden"  # sources; anything else is a folder of pictures
@@ -143,40 +143,55 @@ def calibrator(bundle: Bundle, graph: str, source: Source, batch: int, library: 
 
         yield _calibrator(cache_text(scales_of(bundle, graph), trt.__version__).encode(), lambda: None, 1)
         return
-    feeds = _feeds(bundle, graph, source)
-    cuda = open_cuda(library)
-    buffers: dict[str, Buffer] = {}
+    shown = _Shown(_feeds(bundle, graph, source), open_cuda(library), batch)
     try:
-        with cuda.current():
-            stream = cuda.stream()
-            first = next(feeds)
-            for name, array in first.items():
-                buffers[name] = cuda.allocate(batch * array.nbytes, mapped=False)
-
-        def shown(given: Mapping[str, Array]) -> dict[str, int]:
-            with cuda.current():
-                for name, buffer in buffers.items():
-                    repeated = np.repeat(given[name], batch, 0)
-                    buffer.host[:] = np.ascontiguousarray(repeated).reshape(-1).view(np.uint8)
-                    cuda.upload(buffer, repeated.nbytes, stream)
-                cuda.wait(stream)
-            return {name: buffer.address for name, buffer in buffers.items()}
-
-        pending = iter([first])
-
-        def following() -> dict[str, int] | None:
-            given = next(pending, None) or next(feeds, None)
-            return None if given is None else shown(given)
-
-        yield _calibrator(b"", following, batch)
+        yield _calibrator(b"", shown.following, batch)
     finally:
+        shown.close()
+        if shown.problem is not None:
+            raise shown.problem
+
+
+class _Shown:
+    """Pictures on the device, one after the other."""
+
+    def __init__(self, feeds: Iterator[dict[str, Array]], cuda: Cuda, batch: int) -> None:
+        self._feeds, self._cuda, self._batch = feeds, cuda, batch
+        self._buffers: dict[str, Buffer] = {}
+        # An exception must not leave a call of TensorRT's: it is kept until the build is over.
+        self.problem: Exception | None = None
         with cuda.current():
-            for buffer in buffers.values():
-                cuda.free(buffer)
-        cuda.close()
+            self._stream = cuda.stream()
+
+    def following(self) -> dict[str, int] | None:
+        """Where on the device the next picture's inputs are, by name; None after the last, or a problem."""
+        try:
+            given = next(self._feeds, None)
+            return None if given is None else self._show(given)
+        except Exception as error:
+            self.problem = error
+            return None
+
+    def _show(self, given: Mapping[str, Array]) -> dict[str, int]:
+        with self._cuda.current():
+            for name, array in given.items():
+                repeated = np.repeat(array, self._batch, 0)
+                if name not in self._buffers:
+                    self._buffers[name] = self._cuda.allocate(repeated.nbytes, mapped=False)
+                self._buffers[name].host[:] = np.ascontiguousarray(repeated).reshape(-1).view(np.uint8)
+                self._cuda.upload(self._buffers[name], repeated.nbytes, self._stream)
+            self._cuda.wait(self._stream)
+        return {name: buffer.address for name, buffer in self._buffers.items()}
+
+    def close(self) -> None:
+        """Free everything."""
+        with self._cuda.current():
+            for buffer in self._buffers.values():
+                self._cuda.free(buffer)
+        self._cuda.close()
 
 
-def _calibrator(cache: bytes, following: Any, batch: int) -> Any:
+def _calibrator(cache: bytes, following: Callable[[], dict[str, int] | None], batch: int) -> Any:
     import tensorrt as trt
 
     base: Any = getattr(trt, "IInt8EntropyCalibrator2", None)
