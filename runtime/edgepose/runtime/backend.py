@@ -122,20 +122,25 @@ def _engine(bundle: Bundle, precision: str, graph: str, *, build: bool = True) -
 
 
 def _built(bundle: Bundle, precision: str, graph: str) -> Chosen | None:
-    """An engine that was built here before. Without one, or without a GPU, the CPU is told of."""
+    """An engine that was built here before. Without one, where there is a GPU, it is said why."""
+    from edgepose.runtime.trt.board import require_board
+    from edgepose.runtime.trt.driver import require_gpu
+
     try:
-        found = _engine(bundle, precision, graph, build=False)
+        require_gpu()
     except HardwareError as error:
         log.info("%s", error)  # most machines have no GPU: nothing to be loud about
         return None
-    except MissingLibrary as error:
-        log.warning("there is a GPU, but %s; ONNX Runtime runs the model on the CPU", error)
-        return None
+    found, why = None, f"no engine of {graph} that can be used: edgepose build {bundle.path}"
+    try:
+        require_board()
+    except EdgeposeError as error:  # of a release that is not known, too
+        why = str(error)
+    else:
+        try:
+            found = _engine(bundle, precision, graph, build=False)
+        except (HardwareError, MissingLibrary) as error:
+            why = str(error)
     if found is None:
-        log.warning(
-            "there is a GPU, but no engine of %s that can be used: edgepose build %s; ONNX Runtime runs the "
-            "model on the CPU",
-            graph,
-            bundle.path,
-        )
+        log.warning("there is a GPU, but %s; ONNX Runtime runs the model on the CPU", why)
     return found

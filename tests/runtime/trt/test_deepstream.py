@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import ctypes
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -153,6 +154,18 @@ def test_raw_tensors_of_a_frame_of_the_networks_aspect_are_the_streams_poses(
     np.testing.assert_allclose(found.keypoints, expected.keypoints, atol=0.02)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
     np.testing.assert_allclose(found.keypoint_scores, expected.keypoint_scores, atol=1e-4)
+
+
+def test_the_readmes_probe_gives_these_poses(folder: Path, bundle: Bundle, monkeypatch) -> None:
+    text = (Path(__file__).parents[3] / "export" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    frame = picture(96, 96)
+    meta, pyds = as_nvinfer(folder, frame, bundle.spec)
+    names = {"tensor_meta": meta, "pyds": pyds, "width": 96, "height": 96}
+    monkeypatch.chdir(folder)
+    exec(code, names)
+    expected = poses_of(tensors(meta, pyds), bundle.spec, (96, 96))
+    np.testing.assert_array_equal(names["poses"].keypoints, expected.keypoints)
 
 
 def test_of_a_wider_frame_they_are_those_of_the_same_black_letterbox(folder: Path, bundle: Bundle) -> None:

@@ -309,6 +309,8 @@ LACKING = {"tensorrt": ("tensorrt",), "cuda": ("pycuda.driver", "cuda.bindings.d
         ("driver", logging.INFO, "cuInit says error 100"),
         ("tensorrt", logging.WARNING, "there is a GPU, but tensorrt cannot be imported"),
         ("cuda", logging.WARNING, "there is a GPU, but pycuda.driver cannot be imported"),
+        ("release", logging.WARNING, "there is a GPU, but TensorRT 8.2.1: edgepose is written for 8.5"),
+        ("gpu", logging.WARNING, "there is a GPU, but the GPU does not answer as it should"),
     ],
 )
 def test_auto_runs_on_the_cpu_where_something_lacks(
@@ -320,11 +322,15 @@ def test_auto_runs_on_the_cpu_where_something_lacks(
     caplog.clear()
     if lack == "driver":
         gpu.faults.no_driver = True
+    if lack == "release":
+        monkeypatch.setattr(sys.modules["tensorrt"], "__version__", "8.2.1")
+    gpu.faults.lost = lack == "gpu"
     for name in LACKING.get(lack, ()):
         monkeypatch.setitem(sys.modules, name, None)
     assert chosen(bundle) == (OnnxRuntimeBackend, "int8")
     assert [record.levelno for record in caplog.records if said in record.message] == [level]
-    with pytest.raises(HardwareError if lack == "driver" else MissingLibrary):
+    kinds = {"driver": HardwareError, "gpu": DeviceLost, "release": EdgeposeError}
+    with pytest.raises(kinds.get(lack, MissingLibrary)):
         chosen(bundle, "gpu")
 
 
