@@ -86,8 +86,9 @@ def verified(bundle: Bundle, shown: Shown, settings: Settings) -> Verified:
         board = _Board(bundle, made, stack, {})
         engines = [board.artefact(precision) for precision in _recorded(bundle)]
         found = [*stack.enter_context(cpu_artefacts(bundle, settings.threads)), *filter(None, engines)]
-        ledger = ledger_of(run_all(found, shown), shown, bundle.spec, settings.gates, settings.min_height_px)
-    where = conditions(next(iter(made.values())).board)
+        runs = run_all(found, shown)
+        where = conditions(next(iter(made.values())).board)  # at once: clocks fall when nothing runs
+        ledger = ledger_of(runs, shown, bundle.spec, settings.gates, settings.min_height_px)
     ledger = replace(ledger, rows=tuple(replace(row, board=where) for row in ledger.rows))
     live = _live(before, ledger)
     if live != before:

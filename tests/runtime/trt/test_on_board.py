@@ -139,6 +139,43 @@ def test_the_tables_are_for_the_terminal(run, install) -> None:
     assert "runs from now on: int8" in text
 
 
+@pytest.mark.slow
+def test_a_network_that_sees_people_one_by_one_is_verified_and_built_too(
+    install, tmp_path, monkeypatch, capsys
+) -> None:
+    """SHaRPose's two graphs as engines for up to 16 people, by the labels' boxes and by the dataset's AP."""
+    import torch
+    from safetensors.torch import save_file
+
+    from edgepose.export.verb_export import export
+    from edgepose.runtime.verb_build import build
+    from edgepose.training import models
+
+    monkeypatch.setenv("EDGEPOSE_ENGINES", str(tmp_path / "engines"))
+    name, bundle, weights = "sharpose_tiny_128x96", str(tmp_path / "bundle"), str(tmp_path / "w.safetensors")
+    torch.manual_seed(3)
+    state = {
+        key: value + 0.05 * torch.randn(value.shape) for key, value in models.build(name).state_dict().items()
+    }
+    save_file(state, weights)
+    arguments = [name, "--weights", weights, "--out", bundle]
+    assert guarded(lambda: export.main(arguments, standalone_mode=False)) == 0
+    install("10.3")
+    data = ["--data", "synthetic:count=4,seed=7", "--json"]
+    capsys.readouterr()
+    assert guarded(lambda: verify.main([bundle, "--on-board", *data], standalone_mode=False)) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["stage"] for row in found["ledger"]["rows"]] == ["ONNX FP32 (CPU)", "engine FP32"]
+    assert found["ledger"]["rows"][1]["looks"]["overlap"] == pytest.approx(1)
+    assert found["live"] == "fp32"
+    words = [bundle, "--precision", "fp32", "--rounds", "3", *data]
+    assert guarded(lambda: build.main(words, standalone_mode=False)) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["settings"]["batches"] == [1, 4, 16]
+    assert [graph["default"] for graph in report["graphs"].values()] == ["fp32", "fp32"]
+    assert report["graphs"]["coarse"]["accuracy"]["fp32"]["ap_loss"] == pytest.approx(0)
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
