@@ -1,5 +1,5 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both set up what is missing first.
-.PHONY: demo test test-slow test-cuda format clean
+.PHONY: demo test test-slow test-cuda test-board format clean
 .DELETE_ON_ERROR:
 
 # Set up once, and again when what defines the set-up changes.
@@ -25,8 +25,17 @@ test-cuda: .venv/.ready-test  ## the real pycuda, cuda-python and NVRTC, without
 	tests/doubles/fakecuda/install.sh "$(CURDIR)/.venv/bin/python" "$(CURDIR)/build/cuda-site"
 	PYTHONPATH=build/cuda-site .venv/bin/pytest -q tests/runtime/trt/test_real_cuda.py tests/runtime/trt/test_kernel.py
 
+# Where the board's TensorRT and GStreamer are: in the system's packages.
+.venv-board/.ready: pyproject.toml
+	python3 -m venv --system-site-packages .venv-board
+	.venv-board/bin/pip install -q -e '.[stream]' 'pytest>=8,<10' 'pytest-timeout>=2.3,<3' 'hypothesis>=6.100,<7'
+	@touch $@
+
+test-board: .venv-board/.ready  ## on a Jetson: its engines, from the bundle that EDGEPOSE_BOARD_BUNDLE names
+	.venv-board/bin/pytest -q -m board tests/board
+
 format: $(READY)
 	.venv/bin/ruff format . && .venv/bin/ruff check --fix .
 
 clean:
-	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build .venv .venv-board .mypy_cache .ruff_cache .pytest_cache

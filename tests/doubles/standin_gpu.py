@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ class Faults:
     lost: bool = False  # every call fails from now on, as after an illegal access
     strong_int8_fails: bool = False  # as NVIDIA/TensorRT issue 4832 reports of sm_87 with 10.16.2
     wrong_precisions: set[str] = field(default_factory=set)  # "int8", "fp16": engines that answer nonsense
+    unrecordable: bool = False  # a stream cannot be recorded into a graph
     unbuildable: set[str] = field(default_factory=set)  # precisions no engine can be built of
 
 
@@ -33,6 +35,8 @@ class Gpu:
     blocks: dict[int, Any] = field(default_factory=dict)  # address -> ctypes array, on the device
     pinned: dict[int, Any] = field(default_factory=dict)  # address -> ctypes array, of the host
     depth: threading.local = field(default_factory=threading.local)
+    capturing: dict[int, list[Callable[[], None]]] = field(default_factory=dict)  # by stream
+    replays: int = 0  # of graphs
 
     def allocate(self, size: int, where: dict[int, Any]) -> int | None:
         """The address of `size` new bytes, or None when the device has not so many left."""
@@ -55,6 +59,13 @@ class Gpu:
     def mapped(self) -> dict[int, Any]:
         """Page-locked memory that was asked for with the device in mind."""
         return {start: block for start, block in self.pinned.items() if getattr(block, "is_mapped", False)}
+
+    def queue(self, stream: int, work: Callable[[], None]) -> None:
+        """Done at once, or part of the graph that the stream is being recorded into."""
+        if stream in self.capturing:
+            self.capturing[stream].append(work)
+        else:
+            work()
 
     def ready(self) -> bool:
         """What cuInit says."""

@@ -6,10 +6,13 @@ the real one where it is installed.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import host_kernel
 import numpy as np
 from standin_gpu import Gpu
 
@@ -89,6 +92,22 @@ class _Context:
         self._gpu.push(-1)
 
 
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except host_kernel.Refused as error:
+        raise LogicError(f"call failed: {error}") from error
+
+
+def _launched(kernel: Any, args: tuple[Any, ...], block: Any, grid: Any) -> None:
+    """As pycuda packs them: numbers by their type, arrays that are not of the device by their bytes."""
+    if not all(isinstance(arg, np.number | np.ndarray) for arg in args):
+        raise TypeError("invalid type on parameter: a NumPy number or an array is wanted")
+    with _refusals():
+        kernel(grid, block, [arg.tobytes() for arg in args])
+
+
 def load(gpu: Gpu) -> ModuleType:
     """The module, working on `gpu`."""
     module, streams = ModuleType("pycuda.driver"), iter(range(1000, 10**6))
@@ -109,6 +128,14 @@ def load(gpu: Gpu) -> ModuleType:
             raise LogicError("mapped memory is for integrated devices in these tests")
         made = _Allocation(gpu, int(shape) * np.dtype(dtype).itemsize, bool(mem_flags))
         return np.asarray(made)
+
+    def module_from_buffer(image: bytes) -> Any:
+        def get_function(name: str) -> Any:
+            with _refusals():
+                kernel = host_kernel.function(gpu, bytes(image), name)
+            return checked(lambda *args, block, grid, stream: _launched(kernel, args, block, grid))
+
+        return SimpleNamespace(get_function=checked(get_function))
 
     def copied(target: int, source: int, size: int, device: int) -> None:
         if not gpu.owns(device, size):
@@ -137,5 +164,6 @@ def load(gpu: Gpu) -> ModuleType:
         memcpy_dtoh_async=checked(to_host),
         mem_get_info=checked(lambda: (gpu.free(), gpu.total)),
         Stream=checked(stream),
+        module_from_buffer=checked(module_from_buffer),
     )
     return module

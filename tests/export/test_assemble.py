@@ -52,8 +52,25 @@ def bundle(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return assemble(parts, tmp_path_factory.mktemp("bundle") / "b")
 
 
+def test_the_scales_are_those_of_the_pairs_by_tensors_of_the_fp32_graph(bundle: Bundle) -> None:
+    """Read again from the published file that TensorRT 8 gets: what its Q/DQ say is a part of them."""
+    scales = bundle.read("pose.scales.json", "scales")
+    fp32 = load_onnx(bundle.folder / "pose.fp32.onnx")
+    known = {name for node in fp32.graph.node for name in node.output} | {v.name for v in fp32.graph.input}
+    assert len(scales) > 3
+    assert scales.keys() <= known
+    model = load_onnx(bundle.folder / "pose.int8.trt.onnx")
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    pairs = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    activations = [node for node in pairs if node.input[0] in known]
+    assert len(activations) > 3
+    for node in activations:
+        assert scales[node.input[0]] == constants[node.input[1]].item()
+
+
 def test_a_full_bundle_has_every_view_and_record(bundle: Bundle, spec: Spec) -> None:
-    assert set(bundle.files) == FULL | {"golden.npz", "calibration.json", "README.md"}
+    records = {"golden.npz", "calibration.json", "pose.scales.json", "README.md"}
+    assert set(bundle.files) == FULL | records
     assert bundle.spec == spec
     for name in FULL:
         model = load_onnx(bundle.folder / name)

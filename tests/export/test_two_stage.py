@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from edgepose.calibration.boxes import Boxes
 from edgepose.calibration.dataset import Dataset, open_dataset
 from edgepose.calibration.ledger import Gates, Looks
+from edgepose.calibration.measure import Artefact, Shown, ledger_of, run_all
+from edgepose.calibration.watch import Look, Watch, compared
 from edgepose.compression.execution import Outputs
 from edgepose.compression.graph import Array
-from edgepose.export.verification import Artefact, Shown, ledger_of, run_all
-from edgepose.export.watch import Look, Watch, compared
 from edgepose.runtime.agreement import LookDifference, look_difference, shared_cells
 from edgepose.runtime.backend import Backend
 from edgepose.runtime.poses import Poses, boxes_of

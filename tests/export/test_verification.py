@@ -9,8 +9,9 @@ import torch
 
 from edgepose.calibration.dataset import Dataset, open_dataset
 from edgepose.calibration.ledger import Gates
+from edgepose.calibration.measure import Artefact, Run, Shown, ledger_of, run_all
 from edgepose.export import plots
-from edgepose.export.verification import Artefact, Run, Shown, TorchBackend, ledger_of, run_all
+from edgepose.export.verification import TorchBackend
 from edgepose.runtime.poses import Poses, boxes_of
 from edgepose.runtime.preprocess import U8, Letterbox
 from edgepose.runtime.spec import Spec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from edgepose.calibration.score import Drift, Interval, Score
 from edgepose.runtime.errors import EdgeposeError
 
 VERSION = 1
+SAME_BOARD = ("gpu", "sm", "tensorrt", "jetson_linux", "power_mode")
 CHANCE_DUPLICATES = 2  # more of them say nothing: on a few people a share would be less than one
 
 
@@ -78,6 +79,9 @@ class Row:
     size_bytes: int | None = None
     quality: Quality | None = None  # of the scores; ledgers from before it was measured have none
     looks: Looks | None = None  # of networks that look twice
+    # Where, in what power mode and at what clocks, if not where the ledger was made. Its drift and difference
+    # are then against ONNX FP32 there.
+    board: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,12 @@ class Ledger:
         """All failed gates in words; empty when the ledger passes."""
         return [failure for row in self.rows for failure in self.failures(row)]
 
+    def appended(self, rows: Sequence[Row]) -> Ledger:
+        """With more rows, in the place of those of the same artefact on the same board."""
+        new = {(row.stage, _place(row)) for row in rows}
+        kept = [row for row in self.rows if (row.stage, _place(row)) not in new]
+        return replace(self, rows=(*kept, *rows))
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, with the verdict for readers that do not compute it."""
         rows = [_row_to_dict(row) for row in self.rows]
@@ -163,6 +173,11 @@ class Ledger:
             raise EdgeposeError(
                 f"{origin}: damaged ledger ({error!r}); measure again: edgepose verify"
             ) from error
+
+
+def _place(row: Row) -> tuple[str, ...] | None:
+    """What tells boards apart; clocks do not."""
+    return None if row.board is None else tuple(row.board.get(name, "") for name in SAME_BOARD)
 
 
 def _drift_failures(row: Row, gates: Gates) -> list[str]:
@@ -221,6 +236,7 @@ def _row_to_dict(row: Row) -> dict[str, Any]:
         "size_bytes": row.size_bytes,
         "quality": row.quality and row.quality.to_dict(),
         "looks": row.looks and asdict(row.looks),
+        "board": row.board,
     }
 
 
@@ -237,6 +253,7 @@ def _row_from_dict(values: Mapping[str, Any]) -> Row:
         size_bytes=values["size_bytes"],
         quality=Quality.from_dict(values["quality"]) if values.get("quality") else None,
         looks=Looks(**values["looks"]) if values.get("looks") else None,
+        board=values.get("board"),
     )
 
 

@@ -18,11 +18,13 @@ from edgepose.export import golden, views
 from edgepose.export.card import card
 from edgepose.export.lint import errors, lint
 from edgepose.export.metadata import read_spec, write_spec
+from edgepose.export.scales import activation_scales
 from edgepose.runtime.bundle import Bundle, publish
 from edgepose.runtime.errors import GateFailed
 from edgepose.runtime.golden import FILE, Golden, limit
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.spec import Spec
+from edgepose.runtime.trt.implicit import scales_file
 
 # The TensorRT release whose rules each view must pass; the CPU view is for ONNX Runtime alone.
 LINTED = {"fp32": ("8.6", "10.3", "11.1"), "fp16": ("8.6", "10.3", "11.1"), "int8.trt": ("8.6", "10.3")} | {
@@ -88,6 +90,9 @@ def assemble(parts: Parts, out: Path) -> Bundle:
             (folder / "calibration.json").write_text(
                 json.dumps(parts.manifest, indent=1) + "\n", encoding="utf-8"
             )
+        for graph, model in parts.quantized.items():
+            scales = activation_scales(model, parts.fp32[graph])
+            (folder / scales_file(graph)).write_text(json.dumps(scales, indent=1) + "\n", encoding="utf-8")
         _check_files(folder, recorded, parts.spec)
         sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
         (folder / "README.md").write_text(card(parts.spec, parts.provenance, sizes), encoding="utf-8")

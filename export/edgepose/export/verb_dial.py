@@ -13,7 +13,7 @@ from edgepose.calibration.dataset import Dataset, open_dataset
 from edgepose.export.dial import Curve, measure, precision_of, settings, table
 from edgepose.export.gauging import gauged, reached, with_gauge
 from edgepose.export.plots import accuracy_against_time
-from edgepose.export.verification import environment
+from edgepose.export.verification import torch_environment
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.drafts import draft_file
 from edgepose.runtime.errors import EdgeposeError
@@ -84,7 +84,9 @@ def dial(
         dials = settings(pair, dataset, spec.score_threshold, budgets_ms)
         points = measure(pair, dataset, dials, min_height)
     about = {"first": spec.model, "second": refiner.spec.model, "precision": precision}
-    curve = Curve(tuple(points), {**about, "data": dataset.source, **environment(), "threads": str(threads)})
+    curve = Curve(
+        tuple(points), {**about, "data": dataset.source, **torch_environment(), "threads": str(threads)}
+    )
     if plot is not None:
         with draft_file(plot) as temporary:
             temporary.write_bytes(accuracy_against_time(curve))

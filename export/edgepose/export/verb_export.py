@@ -24,6 +24,7 @@ from edgepose.compression.graph import Array, load_onnx
 from edgepose.compression.shown import crops_of
 from edgepose.compression.source_model import load_model
 from edgepose.export.assemble import Parts, assemble
+from edgepose.export.deepstream import write
 from edgepose.export.legalise import legalise
 from edgepose.export.lint import NEWEST_OPSET, RULES, errors, lint
 from edgepose.export.simplify import simplify
@@ -70,6 +71,12 @@ GOLDEN_FRAMES = "synthetic:count=4,seed=20260101,size={size}"
     type=click.Path(path_type=Path),
     help="With --lint: write the file here as TensorRT takes it, or say why that cannot be done.",
 )
+@click.option(
+    "--deepstream",
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="Write this bundle's graph and the configuration of DeepStream's nvinfer into the folder --out.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def export(
     model: str | None,
@@ -80,13 +87,19 @@ def export(
     linted: Path | None,
     trt: str,
     mend: Path | None,
+    deepstream: Path | None,
     as_json: bool,
 ) -> None:
-    """Export MODEL (such as qrpose_tiny) as a bundle, or --lint an ONNX file.
+    """Export MODEL (such as qrpose_tiny) as a bundle, --lint an ONNX file, or configure --deepstream.
 
     Every view is linted, run and compared before the bundle gets its name; a file that TensorRT would refuse
     fails the export, exit code 1.
     """
+    if deepstream is not None:
+        if model is not None or out is None or linted is not None:
+            raise click.UsageError("--deepstream BUNDLE needs --out FOLDER, and neither MODEL nor --lint")
+        _deepstream(deepstream, out, as_json)
+        return
     if linted is not None:
         if model is not None or out is not None:
             raise click.UsageError("--lint checks a file that exists; leave out MODEL and --out")
@@ -106,6 +119,15 @@ def export(
     else:
         parts = _fp32_parts(model, weights, dict(map(_option, options)))
     _report(assemble(parts, out), as_json)
+
+
+def _deepstream(bundle: Path, out: Path, as_json: bool) -> None:
+    written = write(Bundle.open(bundle), out)
+    if as_json:
+        print(json.dumps({name: str(path) for name, path in written.items()}, indent=1))
+        return
+    for path in written.values():
+        print(path)
 
 
 def _option(text: str) -> tuple[str, Any]:

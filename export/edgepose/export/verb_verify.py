@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
 from rich.console import Console
 
+from edgepose.calibration import onboard
 from edgepose.calibration.boxes import Finder, Labels, open_detector, read_detections
 from edgepose.calibration.dataset import Dataset, open_dataset
-from edgepose.calibration.ledger import Gates, joints_table, looks_table, quality_table, table
-from edgepose.export.verification import Shown, Sources, artefacts, ledger_of, run_all, with_ledger
+from edgepose.calibration.ledger import Gates, Ledger, joints_table, looks_table, quality_table, table
+from edgepose.calibration.measure import LEDGER, Shown, ledger_of, run_all, with_ledger
 from edgepose.runtime.bundle import ZIP_SUFFIX, Bundle
 from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.runtime.progress import track
 from edgepose.runtime.spec import Spec
-from edgepose.training import models
+from edgepose.runtime.trt.build import Settings as EngineSettings
+from edgepose.runtime.trt.cache import default_root
+from edgepose.runtime.trt.cuda import LIBRARIES
+from edgepose.runtime.trt.engines import Options, batches_for
+
+log = logging.getLogger(__name__)
 
 TRUTH = "truth"
 DEFAULT_DATA = "synthetic:count=300,seed=7"
@@ -28,7 +36,15 @@ DEFAULT_DATA = "synthetic:count=300,seed=7"
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "--data", default=DEFAULT_DATA, show_default=True, help="Evaluation pictures: synthetic:… or COCO files."
+    "--on-board",
+    is_flag=True,
+    help="Prove the TensorRT engines of this board on the golden pictures, score them beside ONNX Runtime, "
+    "and append their rows to the ledger. Needs no torch.",
+)
+@click.option(
+    "--data",
+    help="Evaluation pictures: synthetic:… or COCO files.  "
+    f"[default: {DEFAULT_DATA}; with --on-board those of the bundle's ledger]",
 )
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="FP32 torch weights.  [default: the shipped ones]"
@@ -73,11 +89,18 @@ DEFAULT_DATA = "synthetic:count=300,seed=7"
 )
 @click.option("--min-ap", type=float, help="Gate: points of AP that the FP32 model itself must reach.")
 @click.option("--threads", default=1, show_default=True, help="CPU threads of every artefact.")
+@click.option(
+    "--cuda", type=click.Choice(list(LIBRARIES)), default="pycuda", show_default=True, help="With --on-board."
+)
+@click.option(
+    "--engines", type=click.Path(path_type=Path), help="With --on-board: the folder of the engines."
+)
 @click.option("--per-joint", is_flag=True, help="Also print the OKS of every joint.")
 @click.option("--json", "as_json", is_flag=True, help="Print the ledger as JSON.")
 def verify(
     bundle: Path,
-    data: str,
+    on_board: bool,
+    data: str | None,
     weights: Path | None,
     compressed: Path | None,
     min_height: float,
@@ -89,19 +112,22 @@ def verify(
     max_refined_shift: float,
     min_ap: float | None,
     threads: int,
+    cuda: str,
+    engines: Path | None,
     per_joint: bool,
     as_json: bool,
 ) -> None:
     """Score every artefact of BUNDLE with one evaluator; write its ledger.json; exit 1 when a gate fails.
 
     Every picture is shown to all artefacts in turns, so their times can be compared. AP and AR are against
-    the labels, drift is against torch FP32.
+    the labels, drift is against torch FP32; with --on-board against ONNX FP32. An engine that fails gives way
+    to the next safer one, and it is that one which `edgepose stream` runs from then on.
     """
     opened = Bundle.open(bundle)
-    dataset = open_dataset(data)
+    dataset = open_dataset(data or (_data_of(opened) if on_board else DEFAULT_DATA))
     if dataset.skeleton != opened.spec.joints():
         raise EdgeposeError(
-            f"{data}: its joints are {dataset.skeleton.name}, the bundle's {opened.spec.skeleton}"
+            f"{dataset.source}: its joints are {dataset.skeleton.name}, the bundle's {opened.spec.skeleton}"
         )
     least = None if min_ap is None else min_ap / 100
     gates = Gates(
@@ -112,22 +138,83 @@ def verify(
         min_region_overlap / 100,
         max_refined_shift / 100,
     )
-    sources = Sources(opened, weights or models.shipped_weights(opened.spec.model), compressed, threads)
     shown = _shown(dataset, opened.spec, boxes, threads)
-    with artefacts(sources) as found:
-        ledger = ledger_of(run_all(found, shown), shown, opened.spec, gates, min_height)
+    if on_board:
+        if weights is not None or compressed is not None:
+            raise EdgeposeError("--on-board needs no torch: leave out --weights and --compressed")
+        made = EngineSettings(batches_for(opened.spec))
+        options = Options(made, cuda, engines or default_root())
+        settings = onboard.Settings(options, gates, min_height_px=min_height, threads=threads)
+        _on_board(opened, shown, settings, as_json)
+        return
+    ledger = _against_torch(opened, (weights, compressed), shown, gates, min_height, threads)
     with_ledger(opened, ledger)
     if as_json:
         print(json.dumps(ledger.to_dict(), indent=1))
     else:
-        console = Console(file=sys.stdout, width=100)  # narrower, in a pipe, figures would be cut
-        console.print(table(ledger))
-        console.print(quality_table(ledger))
-        if ledger.baseline.looks is not None:
-            console.print(looks_table(ledger))
-        if per_joint:
-            console.print(joints_table(ledger, opened.spec.joints().joints))
-    if failures := ledger.verdict():
+        _print(ledger, opened.spec, per_joint)
+    _require_passed(ledger.verdict())
+
+
+def _data_of(bundle: Bundle) -> str:
+    """The pictures of the bundle's ledger, so that a board's rows can stand beside the others."""
+    if LEDGER not in bundle.files:
+        return DEFAULT_DATA
+    ledger = Ledger.from_dict(bundle.read(LEDGER, "a ledger"), f"{bundle.path}/{LEDGER}")
+    return ledger.data.get("evaluation", DEFAULT_DATA)
+
+
+def _against_torch(
+    bundle: Bundle,
+    files: tuple[Path | None, Path | None],
+    shown: Shown,
+    gates: Gates,
+    min_height: float,
+    threads: int,
+) -> Ledger:
+    """The ledger of a workstation; `files`: torch weights, and what `compress` wrote."""
+    from edgepose.export.verification import Sources, artefacts, torch_environment
+    from edgepose.training import models
+
+    weights = files[0] or models.shipped_weights(bundle.spec.model)
+    with artefacts(Sources(bundle, weights, files[1], threads)) as found:
+        ledger = ledger_of(run_all(found, shown), shown, bundle.spec, gates, min_height)
+    return replace(ledger, environment=torch_environment())
+
+
+def _on_board(bundle: Bundle, shown: Shown, settings: onboard.Settings, as_json: bool) -> None:
+    found = onboard.verified(bundle, shown, settings)
+    ledger = onboard.into_ledger(bundle, found.ledger)
+    if ledger is None:
+        log.warning(
+            "%s: its ledger is over other pictures, so this board's rows are shown only; give --data %s",
+            bundle.path,
+            _data_of(bundle),
+        )
+    else:
+        with_ledger(bundle, ledger)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        print(", ".join(f"{name} {value}" for name, value in found.board.items()))
+        _print(found.ledger, bundle.spec, per_joint=False)
+        for line in onboard.lines(found):
+            print(line)
+    _require_passed(found.failures())
+
+
+def _print(ledger: Ledger, spec: Spec, per_joint: bool) -> None:
+    console = Console(file=sys.stdout, width=100)  # narrower, in a pipe, figures would be cut
+    console.print(table(ledger))
+    console.print(quality_table(ledger))
+    if ledger.baseline.looks is not None:
+        console.print(looks_table(ledger))
+    if per_joint:
+        console.print(joints_table(ledger, spec.joints().joints))
+
+
+def _require_passed(failures: Sequence[str]) -> None:
+    if failures:
         raise GateFailed("a gate failed: " + "; ".join(failures))
 
 

@@ -29,7 +29,7 @@ from rich.table import Column, Table
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edgepose.export.verification import environment
+from edgepose.export.verification import torch_environment
 from edgepose.runtime.backend import Backend, open_backend
 from edgepose.runtime.backend_onnxruntime import OnnxRuntimeBackend
 from edgepose.runtime.bench import Timing, alternate
@@ -200,7 +200,7 @@ def main(models: tuple[str, ...], out: Path, rounds: int) -> None:
     versions = {name: version(name) for name in ("transformers", "onnxruntime")}
     facts = {
         "rounds": rounds,
-        "environment": environment() | versions,
+        "environment": torch_environment() | versions,
         "cases": [asdict(case) for case in cases],
     }
     write_json(out / "vitpose.json", facts)

@@ -11,12 +11,16 @@ import numpy.typing as npt
 
 from edgepose.runtime.oks import F64
 from edgepose.runtime.spec import Spec
+from edgepose.runtime.topdown.heatmaps import decode
 from edgepose.runtime.topdown.twostage import ORDER, QUALITY
 
 Array = npt.NDArray[Any]
 Outputs = Mapping[str, Array]
 
+Rows = npt.NDArray[np.int64]
+
 HEATMAPS = frozenset({"coarse_heatmaps", "heatmaps"})
+SHOWN = 0.2  # of a heatmap whose hills are about 1 high: a joint that is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +56,7 @@ def pose_difference(expected: Outputs, actual: Outputs, threshold: float) -> Pos
     Slots are matched by the nearest pose: rounding may exchange neighbours in the order of scores.
     """
     scores = expected["scores"][0]
-    chosen = np.flatnonzero(scores >= min(threshold, float(scores.max())))
-    apart = np.abs(expected["keypoints"][0][chosen][:, None] - actual["keypoints"][0][None])  # (P, N, K, 2)
-    distances = apart.reshape(len(chosen), len(scores), -1).max(2)  # (P, N)
+    chosen, distances = _nearest(expected, actual, threshold)
     nearest = distances.argmin(1)
     confidence = expected["keypoint_scores"][0][chosen] - actual["keypoint_scores"][0][nearest]
     return PoseDifference(
@@ -62,6 +64,21 @@ def pose_difference(expected: Outputs, actual: Outputs, threshold: float) -> Pos
         keypoint_px=float(distances.min(1).max()),
         confidence=float(np.abs(confidence).max()),
     )
+
+
+def _nearest(expected: Outputs, actual: Outputs, threshold: float) -> tuple[Rows, F64]:
+    """Who counts among the expected (P,), and how far each is from every actual pose at most (P, N)."""
+    scores = expected["scores"][0]
+    chosen = np.flatnonzero(scores >= min(threshold, float(scores.max())))
+    apart = np.abs(expected["keypoints"][0][chosen][:, None] - actual["keypoints"][0][None])  # (P, N, K, 2)
+    return chosen, apart.reshape(len(chosen), len(scores), -1).max(2)
+
+
+def pose_drift(expected: Outputs, actual: Outputs, spec: Spec) -> F64:
+    """(P * K,) pixels of the network input that the joints of one image's people are apart."""
+    chosen, distances = _nearest(expected, actual, spec.score_threshold)
+    moved = expected["keypoints"][0][chosen] - actual["keypoints"][0][distances.argmin(1)]  # (P, K, 2)
+    return np.asarray(np.linalg.norm(moved.astype(np.float64), axis=-1).ravel())
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +111,20 @@ def look_difference(expected: Outputs, actual: Outputs, cells: int) -> LookDiffe
     return LookDifference(**found)
 
 
+def look_drift(expected: Outputs, actual: Outputs, spec: Spec) -> F64:
+    """(J,) pixels of the network input between the peaks of heatmaps, for joints that the expected ones show.
+
+    Nobody's joints when the graph gives no heatmaps.
+    """
+    found = [np.zeros(0)]
+    for name in HEATMAPS & expected.keys():
+        points, best = decode(expected[name])
+        moved = np.asarray(points - decode(actual[name])[0], np.float64)  # (B, K, 2) heatmap pixels
+        scale = (np.array([spec.width, spec.height]) - 1) / (np.array(expected[name].shape[:1:-1]) - 1)
+        found.append(np.linalg.norm(moved * scale, axis=-1)[best >= SHOWN])
+    return np.concatenate(found)
+
+
 def shared_cells(one: Array, other: Array, cells: int) -> F64:
     """(B,) the share of the first `cells` of an order (B, n0) that are among the first of the other, too."""
     same = one[:, :cells, None] == other[:, None, :cells]  # (B, k, k)
@@ -110,6 +141,7 @@ class Agreement:
 
     difference: Callable[[Outputs, Outputs, Spec], Difference]  # of what one graph was expected to give
     views: Mapping[str, Difference]  # how far another machine may be from the golden vectors, by view
+    drift: Callable[[Outputs, Outputs, Spec], F64]  # pixels that joints move
 
 
 def _with_int8(fp32: Difference, fp16: Difference, int8: Difference) -> dict[str, Difference]:
@@ -126,6 +158,7 @@ _POSES = Agreement(
         fp16=PoseDifference(score=2e-2, keypoint_px=1.0, confidence=2e-2),
         int8=PoseDifference(score=5e-2, keypoint_px=2.0, confidence=5e-2),
     ),
+    pose_drift,
 )
 # Another machine may round the scores of two cells the other way; a fifth is one of the tiny model's five.
 _LOOKS = Agreement(
@@ -135,5 +168,6 @@ _LOOKS = Agreement(
         fp16=LookDifference(heatmaps=2e-2, quality=1e-2, regions=0.2, context=2e-2),
         int8=LookDifference(heatmaps=5e-2, quality=2e-2, regions=0.2, context=5e-2),
     ),
+    look_drift,
 )
 AGREEMENTS = {"qrpose": _POSES, "querypose": _POSES, "sharpose": _LOOKS}

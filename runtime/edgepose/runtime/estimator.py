@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
-from edgepose.runtime.backend import Backend
+from edgepose.runtime.backend import Array, Backend, FrameBackend
 from edgepose.runtime.decode import DECODERS
 from edgepose.runtime.poses import F32, Poses
-from edgepose.runtime.preprocess import U8, prepare
+from edgepose.runtime.preprocess import U8, Letterbox, prepare
 from edgepose.runtime.spec import Spec
 
 
@@ -21,6 +21,11 @@ class Estimator:
 
     def __call__(self, frame: U8) -> Poses:
         """All poses of a (H, W, 3) BGR frame, best first, in pixels of that frame."""
+        outputs, box = self._look(frame)
+        return DECODERS[self._spec.family](cast(Mapping[str, F32], outputs), box, self._spec.joints())
+
+    def _look(self, frame: U8) -> tuple[Mapping[str, Array], Letterbox]:
+        if isinstance(self._backend, FrameBackend):
+            return self._backend.see(frame)
         images, box = prepare(frame, self._spec)
-        outputs = cast(Mapping[str, F32], self._backend.run({"images": images}))
-        return DECODERS[self._spec.family](outputs, box, self._spec.joints())
+        return self._backend.run({"images": images}), box

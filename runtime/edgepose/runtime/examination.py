@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-import re
-import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +12,7 @@ from pathlib import Path
 from edgepose.runtime.errors import SOURCE, HardwareError, MissingLibrary
 from edgepose.runtime.stream import gst
 from edgepose.runtime.stream.encoder import CODECS
-from edgepose.runtime.trt.board import jetson_linux
+from edgepose.runtime.trt.board import jetson_linux, power_mode
 from edgepose.runtime.trt.driver import require_gpu
 
 # The distribution's name where it differs from the module's.
@@ -131,11 +128,8 @@ def _jetpack() -> Finding:
 
 
 def _power_mode() -> Finding:
-    if shutil.which("nvpmodel") is None:
-        return Finding("board", "power mode", "absent")
-    answer = subprocess.run(["nvpmodel", "-q"], capture_output=True, text=True, timeout=10, check=False)
-    match = re.search(r"NV Power Mode: (\S+)", answer.stdout)
-    return Finding("board", "power mode", "ok", match[1] if match else answer.stderr.strip())
+    mode = power_mode()
+    return Finding("board", "power mode", "absent" if mode is None else "ok", mode or "")
 
 
 def _cameras(devices: Path = Path("/dev")) -> Finding:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,24 @@ from edgepose.runtime.bench import Timing, alternate
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.runtime.trt import trtexec
+from edgepose.runtime.trt.board import require_board
 from edgepose.runtime.trt.build import DEFAULT_LEVEL, Settings
 from edgepose.runtime.trt.cache import default_root
 from edgepose.runtime.trt.cuda import LIBRARIES
-from edgepose.runtime.trt.engines import Engines, Options, Step
-from edgepose.runtime.trt.precision import LADDER
+from edgepose.runtime.trt.engines import Engines, Options, Step, batches_for
+from edgepose.runtime.trt.implicit import (
+    SCALES,
+    cache_text,
+    has_calibrators,
+    scales_file,
+    scales_of,
+    source_of,
+)
+from edgepose.runtime.trt.precision import LADDER, NO_ENGINE
 from edgepose.runtime.trt.runner import TensorRtBackend
+from edgepose.runtime.trt.selftest import Moved
 
+_COSTS = ("from golden", "drift px", "Δ AP")
 CHOSEN = ("int8", "fp16")  # INT8 transformers are often slower than FP16, so both are built and timed
 
 
@@ -35,57 +47,136 @@ CHOSEN = ("int8", "fp16")  # INT8 transformers are often slower than FP16, so bo
 @click.option(
     "--precision", "precisions", type=click.Choice(LADDER), multiple=True, default=CHOSEN, show_default=True
 )
-@click.option("--batch", default="1", show_default=True, help="One size, or smallest,best,largest.")
+@click.option(
+    "--batch", help="One size, or smallest,best,largest.  [default: 1; 1,4,16 of networks that see crops]"
+)
 @click.option("--workspace", type=click.IntRange(1), default=1024, show_default=True, help="MiB for kernels.")
 @click.option(
     "--level", type=click.IntRange(0, 5), default=DEFAULT_LEVEL, show_default=True, help="Search effort."
 )
 @click.option("--sparsity", is_flag=True, help="Use 2:4 sparse weights.")
 @click.option("--dla-core", type=click.IntRange(0), help="Run on this DLA core, the rest on the GPU.")
+@click.option(
+    "--implicit-int8",
+    metavar="scales|golden|FOLDER",
+    help="INT8 without Q/DQ, for TensorRT 8.x and 10.x: by the bundle's scales, or by TensorRT's calibrator "
+    "on the golden pictures or those in FOLDER. With --dla-core it is scales.",
+)
 @click.option("--cuda", type=click.Choice(list(LIBRARIES)), default="pycuda", show_default=True)
 @click.option("--engines", type=click.Path(path_type=Path), help="Folder of the engines.")
 @click.option("--rebuild", is_flag=True, help="Also what is already there, or failed before.")
 @click.option("--rounds", type=click.IntRange(3), default=50, show_default=True, help="Timed runs of each.")
+@click.option(
+    "--max-drift",
+    default=1.0,
+    show_default=True,
+    help="Gate: median pixels of the input that joints may be from FP32's in the golden pictures.",
+)
+@click.option("--data", help="Labelled pictures, synthetic:… or COCO files: adds the gate on AP.")
+@click.option(
+    "--max-ap-loss",
+    default=1.0,
+    show_default=True,
+    help="Gate, with --data: points of AP that may be lost to FP32.",
+)
 @click.option("--print-trtexec", metavar="RELEASE", help="Only print the commands for that TensorRT release.")
+@click.option(
+    "--print-calibration-cache",
+    metavar="VERSION",
+    help="Only print the bundle's scales as a calibration cache of that TensorRT, such as 10.3.0, as its "
+    "`trtexec --calib=FILE` reads it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def build(
     bundle: Path,
     graphs: tuple[str, ...],
     precisions: tuple[str, ...],
-    batch: str,
+    batch: str | None,
     workspace: int,
     level: int,
     sparsity: bool,
     dla_core: int | None,
+    implicit_int8: str | None,
     cuda: str,
     engines: Path | None,
     rebuild: bool,
     rounds: int,
+    max_drift: float,
+    data: str | None,
+    max_ap_loss: float,
     print_trtexec: str | None,
+    print_calibration_cache: str | None,
     as_json: bool,
 ) -> None:
     """Build TensorRT engines of BUNDLE on this board, prove them on its golden vectors, and time them.
 
-    The fastest one that reproduces the golden vectors becomes the default here. An engine is kept for exactly
-    this board, TensorRT and graph; nothing is built twice.
+    The fastest one that reproduces the golden vectors and is within the accuracy gate becomes the default
+    here. An engine is kept for exactly this board, TensorRT and graph; nothing is built twice.
     """
     opened = Bundle.open(bundle)
-    settings = Settings(_batches(batch), workspace, level, sparsity, dla_core)
+    batches = _batches(batch) if batch else batches_for(opened.spec)
+    settings = Settings(batches, workspace, level, sparsity, dla_core)
     names = graphs or opened.spec.graphs
     if print_trtexec:
         for line in _lines(opened, names, print_trtexec, precisions, settings):
             click.echo(line)
         return
+    if print_calibration_cache:
+        for name in names:
+            click.echo(cache_text(scales_of(opened, name), print_calibration_cache), nl=False)
+        return
     options = Options(settings, cuda, engines or default_root(), rebuild)
-    made = {name: Engines(opened, name, options) for name in names}
-    found = {name: _report(one, precisions, rounds) for name, one in made.items()}
+    made = {name: _engines(opened, name, options, implicit_int8) for name in names}
+    losses = _ap_losses(opened, made, precisions, data) if data else {}
+    gate = Gate(max_drift, max_ap_loss, losses)
+    found = {name: _report(one, gate, precisions, rounds) for name, one in made.items()}
     board = asdict(next(iter(made.values())).board)
-    report = {"board": board, "settings": asdict(settings), "graphs": found}
+    gates = {"max_drift_px": max_drift, "max_ap_loss": max_ap_loss, "data": data}
+    report = {"board": board, "settings": asdict(settings), "gates": gates, "graphs": found}
     click.echo(json.dumps(report, indent=1)) if as_json else _show(report)
     if lacking := [name for name, one in found.items() if one["default"] is None]:
         raise GateFailed(
-            f"no engine of {', '.join(lacking)} can be used here; ONNX Runtime runs the same model on the CPU"
+            f"no engine of {', '.join(lacking)} can be used here, or none within the gate; ONNX Runtime runs "
+            "the same model on the CPU"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What an engine may cost to become the default."""
+
+    max_drift_px: float  # median over the joints that FP32 shows in the golden pictures
+    max_ap_loss: float  # points
+    ap_losses: Mapping[str, float]  # points, by precision; without labelled pictures there are none
+
+    def failure(self, precision: str, drift: Moved) -> str:
+        """In words; empty for an engine within it."""
+        if drift.p50_px is not None and not drift.p50_px <= self.max_drift_px:
+            return f"joints move by {drift.p50_px:.2f} px (median), {self.max_drift_px:.2f} px are allowed"
+        loss = self.ap_losses.get(precision, 0.0)
+        if not loss <= self.max_ap_loss:
+            return f"loses {loss:.2f} points of AP, {self.max_ap_loss:.2f} are allowed"
+        return ""
+
+
+def _engines(bundle: Bundle, graph: str, options: Options, implicit: str | None) -> Engines:
+    """With the source of INT8's scales where it is not Q/DQ: asked for, or for a DLA, which reads no Q/DQ."""
+    require_board()
+    if implicit is None and options.settings.dla_core is not None and scales_file(graph) in bundle.files:
+        implicit = SCALES if has_calibrators() else None
+    if implicit is not None:
+        options = replace(options, implicit=source_of(bundle, graph, implicit))
+    return Engines(bundle, graph, options)
+
+
+def _ap_losses(
+    bundle: Bundle, made: Mapping[str, Engines], precisions: tuple[str, ...], data: str
+) -> Mapping[str, float]:
+    # By name at run time: the evaluator belongs to the stage `calibration`, which may import this one. It
+    # needs numpy and OpenCV alone, so a board has it.
+    onboard: Any = importlib.import_module("edgepose.calibration.onboard")
+    losses: Mapping[str, float] = onboard.ap_losses(bundle, made, precisions, data)
+    return losses
 
 
 def _lines(
@@ -114,8 +205,8 @@ def _inputs(bundle: Bundle, graph: str) -> dict[str, tuple[int | None, ...]]:
         return {name: shape for name, (shape, _) in backend.inputs.items()}
 
 
-def _report(engines: Engines, precisions: tuple[str, ...], rounds: int) -> dict[str, Any]:
-    """Build, prove and time; the fastest engine is remembered as the default."""
+def _report(engines: Engines, gate: Gate, precisions: tuple[str, ...], rounds: int) -> dict[str, Any]:
+    """Build, prove, judge and time; the fastest engine within the gate is remembered as the default."""
     steps: list[Step] = []
     with ExitStack() as stack:
         live: dict[str, TensorRtBackend] = {}
@@ -124,16 +215,27 @@ def _report(engines: Engines, precisions: tuple[str, ...], rounds: int) -> dict[
             steps += tried
             if backend is not None:
                 live[precision] = stack.enter_context(backend)
+        judged = {
+            precision: _judged(engines, gate, precision, backend) for precision, backend in live.items()
+        }
         timings = _timed(live, engines, rounds)
-    best = min(timings, key=lambda timing: timing.p50_ms).name if timings else None
+    within = [timing for timing in timings if not judged[timing.name]["failure"]]
+    best = min(within, key=lambda timing: timing.p50_ms).name if within else None
     report = {
         "engines": [asdict(step) for step in steps],
+        "accuracy": judged,
         "timings": [timing.to_dict() for timing in timings],
         "default": best,
     }
-    if best is not None:
-        engines.keep_default(best, report)
+    engines.keep_default(best or NO_ENGINE, report)
     return report
+
+
+def _judged(engines: Engines, gate: Gate, precision: str, backend: TensorRtBackend) -> dict[str, Any]:
+    """What an engine costs, and why that is too much."""
+    drift = engines.examined(backend, precision).drift
+    loss = gate.ap_losses.get(precision)
+    return {"drift": asdict(drift), "ap_loss": loss, "failure": gate.failure(precision, drift)}
 
 
 def _timed(live: dict[str, TensorRtBackend], engines: Engines, rounds: int) -> list[Timing]:
@@ -145,7 +247,7 @@ def _timed(live: dict[str, TensorRtBackend], engines: Engines, rounds: int) -> l
 
 
 def _show(report: dict[str, Any]) -> None:
-    board, console = report["board"], Console(width=110)
+    board, console = report["board"], Console(width=130)
     machine = f"{board['gpu']} sm_{board['sm']}, TensorRT {board['tensorrt']}, Jetson Linux {board['l4t']}"
     console.print(machine)
     for name, found in report["graphs"].items():
@@ -154,29 +256,35 @@ def _show(report: dict[str, Any]) -> None:
             if step["problem"]:
                 line = f"no {step['precision']} engine ({step['typing']}): {step['problem']}"
                 console.print(line, markup=False)
+        for precision, judged in found["accuracy"].items():
+            if judged["failure"]:
+                console.print(f"{precision} is outside the gate: {judged['failure']}", markup=False)
         if found["default"]:
-            console.print(f"default here: {found['default']}, the fastest that reproduces the golden vectors")
+            console.print(f"default here: {found['default']}, the fastest within the gate")
 
 
 def _table(name: str, found: dict[str, Any]) -> Table:
     table = Table(Column(name), Column("view", overflow="fold"), box=box.SIMPLE_HEAD)
-    for title in ("build s", "INT8/FP16/FP32 layers", "reformats", "from golden", "median ms", "95 % ms"):
+    for title in ("build s", "INT8/FP16/FP32 layers", "reformats", *_COSTS, "median ms", "95 % ms"):
         table.add_column(title, justify="right")
     timings = {row["name"]: row for row in found["timings"]}
     for step in found["engines"]:
         if not step["problem"]:
-            figures = _figures(step["report"], timings[step["precision"]])
+            judged = found["accuracy"][step["precision"]]
+            figures = _figures(step["report"], judged, timings[step["precision"]])
             table.add_row(f"{step['precision']} ({step['typing']})", step["view"], *figures)
     return table
 
 
-def _figures(report: dict[str, Any], timing: dict[str, Any]) -> tuple[str, ...]:
-    layers = report["layers"]
+def _figures(report: dict[str, Any], judged: dict[str, Any], timing: dict[str, Any]) -> tuple[str, ...]:
+    layers, drift, loss = report["layers"], judged["drift"]["p50_px"], judged["ap_loss"]
     return (
         f"{report['seconds']:.0f}",
         "/".join(str(layers["by_precision"].get(name, 0)) for name in LADDER),
         str(layers["reformats"]),
         "/".join(f"{figure:.2g}" for figure in report["golden"].values()),
+        "" if drift is None else f"{drift:.2f}",
+        "" if loss is None else f"{-loss:+.1f}",
         f"{timing['p50_ms']:.2f}",
         f"{timing['p95_ms']:.2f}",
     )

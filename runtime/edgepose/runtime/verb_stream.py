@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from edgepose.runtime.backend import CPU_VIEWS, open_backend
+from edgepose.runtime.backend import BEST, DEVICES, open_backend
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError, MissingLibrary
 from edgepose.runtime.estimator import Estimator
@@ -39,6 +39,7 @@ from edgepose.runtime.stream.session import OVERLAYS, Input, Settings, Stream
 from edgepose.runtime.stream.source import Feeder
 from edgepose.runtime.topdown.cascade import POLICIES, Cascade, Dial
 from edgepose.runtime.topdown.pair import open_pair, require_first, require_pair
+from edgepose.runtime.trt.precision import LADDER
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 # Python hands the GIL over every 5 ms by default; each hop of a frame between threads may wait that long.
@@ -62,7 +63,19 @@ _SWITCH_S = 0.001
     metavar="[HOST]:PORT/MOUNT",
     help="Where to serve. Without HOST only this machine; another HOST needs --user. PORT 0: a free one.",
 )
-@click.option("--precision", type=click.Choice(sorted(CPU_VIEWS)), default="int8", show_default=True)
+@click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default="auto",
+    show_default=True,
+    help="gpu: a TensorRT engine, built if there is none; auto: an engine if `edgepose build` made one here; "
+    "cpu: ONNX Runtime.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(LADDER),
+    help="fp16 is for engines.  [default: int8; of engines what `edgepose build` found best]",
+)
 @click.option(
     "--overlay",
     type=click.Choice(OVERLAYS),
@@ -112,7 +125,8 @@ def stream(
     source_text: str,
     bundle_path: str,
     rtsp_text: str,
-    precision: str,
+    device: str,
+    precision: str | None,
     overlay: str,
     poses_target: str | None,
     refine_path: str | None,
@@ -143,7 +157,8 @@ def stream(
     with contextlib.ExitStack() as stack:
         outlet = stack.enter_context(_outlet(poses_target))
         on_line = outlet.put if outlet else _nowhere
-        running = Stream(settings, source, lambda: _estimator(bundle, precision, refining), on_line)
+        means = _Means(precision or BEST, device)
+        running = Stream(settings, source, lambda: _estimator(bundle, means, refining), on_line)
         stack.enter_context(_stopped_by_signals(running.request_stop))
         stack.enter_context(_quick_switches())
         _run(running, endpoint, duration)
@@ -199,6 +214,14 @@ def _synthetic(spec: Synthetic) -> Callable[[int], U8]:
 
 
 @dataclass(frozen=True, slots=True)
+class _Means:
+    """What the networks are to run in, and on."""
+
+    precision: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Refining:
     """The second network, and what it has done."""
 
@@ -224,13 +247,13 @@ def _refining(first: Bundle, path: str | None, dial: Dial) -> _Refining | None:
 
 
 @contextlib.contextmanager
-def _estimator(bundle: Bundle, precision: str, refining: _Refining | None) -> Iterator[Callable[[U8], Poses]]:
+def _estimator(bundle: Bundle, means: _Means, refining: _Refining | None) -> Iterator[Callable[[U8], Poses]]:
     threads = max(1, (os.cpu_count() or 1) - 1)  # one core stays for capture, encoder and server
     if refining is None:
-        with open_backend(bundle, precision, threads=threads) as backend:
+        with open_backend(bundle, means.precision, threads=threads, device=means.device) as backend:
             yield Estimator(backend, bundle.spec)
         return
-    with open_pair(bundle, refining.bundle, precision, threads) as pair:
+    with open_pair(bundle, refining.bundle, means.precision, threads, means.device) as pair:
         cascade = Cascade(pair, refining.dial)
 
         def estimate(frame: U8) -> Poses:

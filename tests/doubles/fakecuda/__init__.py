@@ -10,9 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import host_kernel
+
 HERE = Path(__file__).parent
 NAME = "libcuda.so.1"
-_UNSUPPORTED = 801
+_UNSUPPORTED, _ILLEGAL = 801, 700
 
 
 def compiler() -> str | None:
@@ -49,8 +51,12 @@ class FakeGpu:
         library.fake_allocate.restype = ctypes.c_void_p
         library.fake_allocate.argtypes = [ctypes.c_size_t]
         library.fake_release.argtypes = [ctypes.c_void_p]
+        library.fake_is_recording.argtypes = [ctypes.c_void_p]
+        library.fake_queue.argtypes = [ctypes.c_void_p, _WORK]
         library.fake_reset()
         object.__setattr__(self, "_library", library)
+        object.__setattr__(self, "capturing", Capturing(library))
+        object.__setattr__(self, "_kept", [launcher(self, library)])  # callbacks live as long as the GPU
         object.__setattr__(self, "faults", Faults(library))
 
     def __getattr__(self, name: str) -> Any:
@@ -79,11 +85,58 @@ class FakeGpu:
     def owns(self, address: int, size: int) -> bool:
         return bool(self._library.fake_owns(address, size))
 
+    def queue(self, stream: int, work: Any) -> None:
+        """Done at once, or part of the graph that the stream is being recorded into."""
+        if stream in self.capturing:
+            self._kept.append(_WORK(work))
+            self._library.fake_queue(stream, self._kept[-1])
+        else:
+            work()
+
     def ready(self) -> bool:
         return not self.faults.no_driver
 
     def has_context(self) -> bool:
         return bool(self._library.fake_depth() > 0)
+
+
+_WORK = ctypes.CFUNCTYPE(None)
+_LAUNCH = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_char)
+)
+_ARGUMENTS = ((0, 8), (8, 16), (16, 24), (24, 132), (136, 144))  # of prepare.cu, by offset
+
+
+def launcher(gpu: FakeGpu, library: ctypes.CDLL) -> Any:
+    """Does the launches of `library` by the kernel's host build; to be kept while it may launch."""
+
+    def launch(name: bytes, shape: Any, memory: Any) -> int:
+        arguments = [memory[start:end] for start, end in _ARGUMENTS]
+        image = host_kernel.MAGIC + f" sm={gpu.sm} ".encode()
+        try:
+            host_kernel.function(gpu, image, name.decode())(tuple(shape[:3]), tuple(shape[3:6]), arguments)
+        except host_kernel.Refused:
+            return _ILLEGAL
+        return 0
+
+    callback = _LAUNCH(launch)
+    ctypes.c_void_p.in_dll(library, "fake_launch").value = ctypes.cast(callback, ctypes.c_void_p).value
+    return callback
+
+
+class Capturing:
+    """The streams that are being recorded; equal to {} when there are none."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+
+    def __contains__(self, stream: int) -> bool:
+        return bool(self._library.fake_is_recording(stream))
+
+    def __eq__(self, other: object) -> bool:
+        return other == {} and _variable(self._library, "recordings").value == 0
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Blocks:
@@ -122,7 +175,7 @@ class Faults(SimpleNamespace):
             super().__setattr__(name, value)
 
 
-_FAULTS = {"lost": "lost", "no_driver": "no_device"}
+_FAULTS = {"lost": "lost", "no_driver": "no_device", "unrecordable": "unrecordable"}
 
 
 def _variable(library: ctypes.CDLL, name: str) -> Any:

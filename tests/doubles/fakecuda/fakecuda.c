@@ -1,4 +1,6 @@
-/* A libcuda of plain memory: enough of the driver for the real pycuda and cuda-python to allocate, copy and wait.
+/* A libcuda of plain memory: enough of the driver for the real pycuda and cuda-python to allocate, copy, wait, launch
+ * a kernel and record graphs. Code is looked at (a cubin must be of this GPU and have the kernel's name), and a launch
+ * is done by whoever set fake_launch: the tests, with the host's build of the same source.
  *
  * Every copy is checked against the live allocations, fresh memory is full of 0xCB, and a call without a current
  * context fails. What is to go wrong is set by the tests through the variables named fake_*. No source or binary of
@@ -17,7 +19,7 @@ typedef unsigned long long address;
 enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, BAD_DEVICE = 101, NO_CONTEXT = 201, ILLEGAL = 700 };
 enum { DEVICE, PINNED, MAPPED };
 
-int fake_sm = 87, fake_integrated = 1, fake_no_device = 0, fake_lost = 0;
+int fake_sm = 87, fake_integrated = 1, fake_no_device = 0, fake_lost = 0, fake_unrecordable = 0, fake_replays = 0;
 size_t fake_total = (size_t)1 << 30;
 
 #define MOST 4096
@@ -90,6 +92,38 @@ static int release(void *start) {
 void fake_reset(void) {
   memset(blocks, 0, sizeof blocks);
   fake_sm = 87, fake_integrated = 1, fake_no_device = 0, fake_lost = 0, fake_total = (size_t)1 << 30;
+  fake_unrecordable = 0, fake_replays = 0;
+}
+
+/* Work on a stream is done at once, or noted for a graph while the stream is being recorded. */
+enum { ARGUMENTS = 144, NAME = 64, NODES = 64 };
+struct work {
+  enum { COPY, LAUNCH, HOST } kind;
+  void *to; const void *from; size_t size;
+  char name[NAME]; unsigned shape[6]; unsigned char arguments[ARGUMENTS];
+  void (*host)(void);
+};
+struct graph { int count; struct work nodes[NODES]; };
+struct stream { struct graph *recording; };
+int fake_recordings; /* streams that are being recorded */
+int (*fake_launch)(const char *name, const unsigned *shape, const unsigned char *arguments);
+
+static int do_work(struct work *work) {
+  if (work->kind == COPY) memcpy(work->to, work->from, work->size);
+  else if (work->kind == LAUNCH) return fake_launch ? fake_launch(work->name, work->shape, work->arguments) : 801;
+  else work->host();
+  return OK;
+}
+static int queue(struct stream *stream, struct work work) {
+  if (!stream || !stream->recording) return do_work(&work);
+  if (stream->recording->count == NODES) return INVALID;
+  stream->recording->nodes[stream->recording->count++] = work;
+  return OK;
+}
+int fake_is_recording(struct stream *stream) { return stream && stream->recording; }
+void fake_queue(struct stream *stream, void (*host)(void)) {
+  struct work work = {.kind = HOST, .host = host};
+  queue(stream, work);
 }
 
 /* For the stand-in for TensorRT, which has memory of its own. */
@@ -117,6 +151,7 @@ int cuGetErrorString(int code, const char **text) {
         : code == NO_DEVICE ? "no CUDA-capable device is detected" : "operation not supported";
   return OK;
 }
+int cuGetExportTable(const void **table, const void *id) { (void)id; *table = NULL; return 500; } /* NVRTC asks */
 int cuGetErrorName(int code, const char **text) { (void)code; *text = "CUDA_ERROR"; return OK; }
 
 int cuDevicePrimaryCtxRetain(void **out, int device) { (void)device; *out = &context; return OK; }
@@ -145,22 +180,110 @@ int cuMemHostGetDevicePointer_v2(address *out, void *start, unsigned flags) {
   return fake_owns(*out, 1) ? ready() : INVALID;
 }
 int cuMemcpyHtoDAsync_v2(address to, const void *from, size_t size, void *stream) {
-  (void)stream;
   int code = ready();
+  struct work work = {.kind = COPY, .to = (void *)(uintptr_t)to, .from = from, .size = size};
   if (!code && !fake_owns(to, size)) code = INVALID;
-  if (!code) memcpy((void *)(uintptr_t)to, from, size);
-  return code;
+  return code ? code : queue(stream, work);
 }
 int cuMemcpyDtoHAsync_v2(void *to, address from, size_t size, void *stream) {
-  (void)stream;
   int code = ready();
+  struct work work = {.kind = COPY, .to = to, .from = (void *)(uintptr_t)from, .size = size};
   if (!code && !fake_owns(from, size)) code = INVALID;
-  if (!code) memcpy(to, (void *)(uintptr_t)from, size);
+  return code ? code : queue(stream, work);
+}
+int cuStreamCreate(void **out, unsigned flags) {
+  (void)flags;
+  *out = calloc(1, sizeof(struct stream));
+  return ready();
+}
+int cuStreamDestroy_v2(void *stream) { free(stream); return ready(); }
+int cuStreamSynchronize(void *stream) { return fake_is_recording(stream) ? 900 : ready(); }
+
+int cuStreamBeginCapture_v2(void *stream, int mode) {
+  (void)mode;
+  int code = ready();
+  if (code) return code;
+  ((struct stream *)stream)->recording = calloc(1, sizeof(struct graph));
+  ++fake_recordings;
+  return OK;
+}
+int cuStreamEndCapture(void *stream, void **out) {
+  *out = ((struct stream *)stream)->recording;
+  ((struct stream *)stream)->recording = NULL;
+  --fake_recordings;
+  return fake_unrecordable ? 900 : ready();
+}
+int cuGraphInstantiateWithFlags(void **out, void *from, uint64_t flags) {
+  (void)flags;
+  *out = malloc(sizeof(struct graph));
+  memcpy(*out, from, sizeof(struct graph));
+  return ready();
+}
+int cuGraphDestroy(void *graph) { free(graph); return ready(); }
+int cuGraphExecDestroy(void *graph) { free(graph); return ready(); }
+int cuGraphLaunch(void *graph, void *stream) {
+  (void)stream;
+  ++fake_replays;
+  int code = ready();
+  for (int i = 0; !code && i < ((struct graph *)graph)->count; ++i) code = do_work(&((struct graph *)graph)->nodes[i]);
   return code;
 }
-int cuStreamCreate(void **out, unsigned flags) { (void)flags; *out = malloc(16); return ready(); }
-int cuStreamDestroy_v2(void *stream) { free(stream); return ready(); }
-int cuStreamSynchronize(void *stream) { (void)stream; return ready(); }
+
+/* Code: a real cubin, whose ELF flags name its SM, or the tests' own note. Only what can be looked up is kept. */
+struct module { size_t size; unsigned char image[]; };
+static size_t elf_size(const unsigned char *image) {
+  uint64_t offset; uint16_t size, count;
+  memcpy(&offset, image + 40, 8), memcpy(&size, image + 58, 2), memcpy(&count, image + 60, 2);
+  return offset + (size_t)size * count;
+}
+int cuModuleLoadDataEx(void **out, const void *image, unsigned count, void *options, void *values) {
+  (void)count, (void)options, (void)values;
+  const unsigned char *bytes = image;
+  char wanted[16];
+  size_t size;
+  if (!memcmp(bytes, "\177ELF", 4)) {
+    unsigned sm = (unsigned)fake_sm; /* in the lowest byte of the flags, since CUDA 13 in the next one */
+    if (bytes[48] != sm && bytes[49] != sm) return 209;
+    size = elf_size(bytes);
+  } else {
+    snprintf(wanted, sizeof wanted, " sm=%d ", fake_sm);
+    if (!strstr(image, wanted)) return 209;
+    size = strlen(image) + 1;
+  }
+  struct module *module = malloc(sizeof *module + size);
+  module->size = size;
+  memcpy(module->image, image, size);
+  *out = module;
+  return ready();
+}
+int cuModuleLoadData(void **out, const void *image) { return cuModuleLoadDataEx(out, image, 0, NULL, NULL); }
+int cuModuleUnload(void *module) { free(module); return OK; }
+int cuModuleGetFunction(void **out, void *of, const char *name) {
+  struct module *module = of;
+  int is_note = memcmp(module->image, "\177ELF", 4);
+  if (!is_note && !memmem(module->image, module->size, name, strlen(name))) return 500;
+  *out = strdup(name);
+  return ready();
+}
+int cuFuncGetAttribute(int *value, int which, void *of) { (void)which, (void)of; *value = 0; return OK; }
+int cuFuncSetBlockShape(void *of, int x, int y, int z) { (void)of, (void)x, (void)y, (void)z; return OK; }
+int cuFuncSetSharedSize(void *of, unsigned size) { (void)of, (void)size; return OK; }
+int cuLaunchKernel(void *name, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                   unsigned shared, void *stream, void **parameters, void **extra) {
+  static const size_t sizes[] = {8, 8, 8, 108, 8}, places[] = {0, 8, 16, 24, 136}; /* of prepare.cu */
+  struct work work = {.kind = LAUNCH, .shape = {gx, gy, gz, bx, by, bz}};
+  (void)shared;
+  snprintf(work.name, NAME, "%s", (const char *)name);
+  if (parameters)
+    for (int i = 0; i < 5; ++i) memcpy(work.arguments + places[i], parameters[i], sizes[i]);
+  for (int i = 0; extra && extra[i]; i += 2) {
+    if (extra[i] == (void *)1) memcpy(work.arguments, extra[i + 1], ARGUMENTS);
+    if (extra[i] == (void *)2 && *(size_t *)extra[i + 1] != ARGUMENTS) return INVALID;
+  }
+  if (!gx || !gy || !gz || !bx || bx * by * bz > 1024) return INVALID;
+  int code = ready();
+  return code ? code : queue(stream, work);
+}
 
 /* cuda-python asks for everything by its plain name; the newest variant here answers, or a refusal. */
 static int refuse(void) { return 801; }

@@ -11,6 +11,7 @@ import struct
 import weakref
 from typing import Any
 
+from standin_tensorrt.calibration import calibrated
 from standin_tensorrt.onnx_rules import Graph, Refused, refusals
 from standin_tensorrt.strictness import WouldCrash
 
@@ -116,15 +117,27 @@ class Builder:
             return None
         _report_progress(config)
         graph, module = network._sim.graph, self._sim.module
+        precision = _precision(network, config)
+        if calibrator := _calibrator(config):
+            made = calibrated(module, graph, config, calibrator)
+            if isinstance(made, str):
+                tell(self, "ERROR", made)
+                return None
+            graph, precision = made, "int8"
         head = {
             "version": module.__version__,
             "sm": module._gpu.sm,
-            "precision": _precision(network, config),
+            "precision": precision,
             "profiles": [p._sim.shapes for p in config._sim.profiles],
             "verbosity": config.profiling_verbosity.name,
             "size": len(graph.data),
         }
         return module._new("IHostMemory", data=pack(head, graph.data))
+
+
+def _calibrator(config: Any) -> Any:
+    """Of a build for INT8; from 11.0 on there is none."""
+    return config._sim.values.get("int8_calibrator") if "INT8" in config._sim.flags else None
 
 
 def _precision(network: Any, config: Any) -> str:
@@ -144,7 +157,7 @@ def _unbuildable(builder: Any, network: Any, config: Any) -> str | None:
         return f"precision flags {sorted(precision)} are not allowed in a strongly typed network"
     if graph.has_pairs and not network._sim.strong and "INT8" not in flags:
         return "Int8 precision has been set for a layer, but int8 is not configured in the builder"
-    if "INT8" in flags and not graph.has_pairs:
+    if "INT8" in flags and not graph.has_pairs and _calibrator(config) is None:
         return "Calibration failure occurred with no scaling factors detected"
     if _precision(network, config) in faults.unbuildable:
         return "Error Code 10: Internal Error (Could not find any implementation for node {ForeignNode[x]})"
@@ -166,6 +179,8 @@ def _unbuildable_here(builder: Any, graph: Graph, config: Any) -> str | None:
         return "Could not find any implementation for node Conv_0 due to insufficient workspace."
     if module._gpu.free() < graph.bytes_of_weights():
         return "Error Code 2: OutOfMemory (no further information)"
+    if config.default_device_type == module.DeviceType.DLA and graph.has_pairs:
+        return "DLA does not support explicit quantization (QuantizeLinear)"
     if config.default_device_type == module.DeviceType.DLA and config.DLA_core >= module._gpu.dla_cores:
         return "no DLA core on this device"
     return None
@@ -187,6 +202,7 @@ class IBuilderConfig:
     default_device_type = ("GPU",)
     profiling_verbosity = ("LAYER_NAMES_ONLY",)
     progress_monitor = None
+    int8_calibrator = None
     num_optimization_profiles = property(lambda self: len(self._sim.profiles))
 
     def set_flag(self: Any, flag: Any) -> None:

@@ -86,7 +86,7 @@ class ICudaEngine:
             tell(self, "ERROR", "Error Code 2: OutOfMemory (Requested size was larger than what is free.)")
             return None
         shapes = {port.name: port.shape for port in self._sim.graph.inputs if -1 not in port.shape}
-        state = {"engine": self, "shapes": shapes, "addresses": {}, "outputs": {}}
+        state = {"engine": self, "shapes": shapes, "addresses": {}, "outputs": {}, "prepared": None}
         context = self._sim.module._new("IExecutionContext", logger=self._sim.logger, **state)
         weakref.finalize(context, gpu.blocks.pop, taken)
         return context
@@ -175,14 +175,25 @@ class IExecutionContext:
         if gpu.faults.lost:
             tell(self, "ERROR", "Error Code 1: Cuda Runtime (an illegal memory access was encountered)")
             return False
-        feeds = {p.name: _memory(self, p, self._sim.shapes[p.name]).astype(p.dtype) for p in graph.inputs}
-        for port, answer in zip(graph.outputs, _answers(self, feeds), strict=True):
-            _memory(self, port, answer.shape)[...] = answer
+        key = tuple(sorted(self._sim.shapes.items()))
+        if stream in gpu.capturing and key != self._sim.prepared:
+            raise WouldCrash("recorded before a first run of these shapes: what TensorRT prepares is lost")
+        self._sim.prepared, shapes, addresses = key, dict(self._sim.shapes), dict(self._sim.addresses)
+        engine = self._sim.engine  # not the context, which a graph does not keep alive
+        gpu.queue(stream, lambda: _compute(engine, shapes, addresses))
         return True
 
 
-def _answers(context: Any, feeds: dict[str, Any]) -> list[Any]:
-    engine, faults = context._sim.engine, context._sim.module._gpu.faults
+def _compute(engine: Any, shapes: dict[str, Any], addresses: dict[str, int]) -> None:
+    """With the shapes and addresses there were when it was queued."""
+    graph, module = engine._sim.graph, engine._sim.module
+    feeds = {p.name: _memory(module, p, (addresses, shapes[p.name])).astype(p.dtype) for p in graph.inputs}
+    for port, answer in zip(graph.outputs, _answers(engine, feeds), strict=True):
+        _memory(module, port, (addresses, answer.shape))[...] = answer
+
+
+def _answers(engine: Any, feeds: dict[str, Any]) -> list[Any]:
+    faults = engine._sim.module._gpu.faults
     answers = _session(engine).run(None, feeds)
     if engine._sim.head["precision"] in faults.wrong_precisions:
         return [np.where(np.isfinite(a), a * 0.5, a).astype(a.dtype) for a in answers]
@@ -210,9 +221,9 @@ def _session(engine: Any) -> Any:
     return engine._sim.session
 
 
-def _memory(context: Any, port: Port, shape: tuple[int, ...]) -> Any:
-    """The caller's memory for a tensor, as an array of the type the engine names."""
-    module, address = context._sim.module, context._sim.addresses[port.name]
+def _memory(module: Any, port: Port, where: tuple[dict[str, int], tuple[int, ...]]) -> Any:
+    """The caller's memory for a tensor, as an array of the engine's type; `where`: addresses, shape."""
+    address, shape = where[0][port.name], where[1]
     is_narrow = port.dtype == np.int64 and not hasattr(module.DataType, "INT64")
     dtype = np.dtype(np.int32) if is_narrow else port.dtype
     size = int(np.prod(shape)) * dtype.itemsize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -10,26 +11,34 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import cv2
 import fakecuda
+import host_kernel
 import numpy as np
 import onnx
 import pytest
+import standin_cuda_python
 import standin_pycuda
 import standin_tensorrt
 from onnx import TensorProto, helper, numpy_helper
 from standin_gpu import Gpu
 
 from edgepose.export import golden, views
+from edgepose.export.scales import activation_scales
+from edgepose.runtime import cli
+from edgepose.runtime.backend import open_backend
 from edgepose.runtime.bundle import Bundle, publish
+from edgepose.runtime.estimator import Estimator
 from edgepose.runtime.golden import FILE
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown.twostage import ORDER
 from edgepose.runtime.trt import board as boards
-from edgepose.runtime.trt import driver
+from edgepose.runtime.trt import driver, engines
 
 SPEC = Spec("qrpose", "qrpose_tiny", 32, 32)
 SHAPES = {"keypoints": (4, 17, 2), "keypoint_scores": (4, 17), "boxes": (4, 4), "scores": (4,)}
 Install = Callable[[str], Gpu]
+AREA = 16.0  # square pixels
 REAL_CUDA = os.environ.get("EDGEPOSE_TEST_CUDA")  # a key of cuda.LIBRARIES, set by test_real_cuda.py
 
 
@@ -73,7 +82,12 @@ def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Install:
             package.driver = cuda  # type: ignore[attr-defined]
             monkeypatch.setitem(sys.modules, "pycuda", package)
             monkeypatch.setitem(sys.modules, "pycuda.driver", cuda)
+            monkeypatch.setitem(sys.modules, "cuda.bindings.driver", standin_cuda_python.load(gpu))
             monkeypatch.setattr(driver, "load", lambda: Libcuda(gpu))
+        if (
+            host_kernel.compiler()
+        ):  # without one pictures are prepared on the CPU, as on a board without NVRTC
+            monkeypatch.setattr(engines, "compiled", host_kernel.cubin)
         monkeypatch.setitem(sys.modules, "tensorrt", standin_tensorrt.load(release, gpu))
         release_file = tmp_path / "nv_tegra_release"
         if not release.startswith("11."):  # which runs on no Jetson before 11.4.1
@@ -149,9 +163,17 @@ def _weight(made: Any, name: str, weight: Any, axis: int, quantized: bool) -> st
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def graphs() -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The small graph, and the same quantized."""
+    return pose_graph(quantized=False), pose_graph(quantized=True)
+
+
+@pytest.fixture(scope="session")
+def bundle(
+    graphs: tuple[onnx.ModelProto, onnx.ModelProto], tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
     """Every view of the small graph, with golden vectors."""
-    fp32, quantized = pose_graph(quantized=False), pose_graph(quantized=True)
+    fp32, quantized = graphs
     made = {
         "pose.fp32": fp32,
         "pose.fp16": views.fp16_view(fp32, ()),
@@ -162,6 +184,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     content = tmp_path_factory.mktemp("content")
     for name, model in made.items():
         onnx.save(model, content / f"{name}.onnx")
+    scales = activation_scales(quantized, fp32)
+    (content / "pose.scales.json").write_text(json.dumps(scales))
     frames = np.random.default_rng(5).integers(0, 256, (3, 32, 32, 3), np.uint8)
     (content / FILE).write_bytes(golden.to_bytes(golden.record(made.items(), frames, SPEC)))
     return publish(content, tmp_path_factory.mktemp("bundle") / "pose", SPEC, {"model": "qrpose_tiny"})
@@ -207,3 +231,56 @@ def two_graphs(tmp_path: Path) -> Bundle:
     frames = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
     (content / FILE).write_bytes(golden.to_bytes(golden.record(models.items(), frames, spec)))
     return publish(content, tmp_path / "two", spec, {})
+
+
+@pytest.fixture(scope="session")
+def labelled(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COCO file of pictures whose labels are what the bundle's FP32 network sees: its AP is 1.
+
+    People of AREA are so small that a tenth of a pixel counts.
+    """
+    folder = tmp_path_factory.mktemp("labelled")
+    (folder / "images").mkdir()
+    pictures, people, generator = [], [], np.random.default_rng(11)
+    with open_backend(bundle, "fp32", threads=1) as backend:
+        estimate = Estimator(backend, SPEC)
+        for index in range(1, 7):
+            frame = cv2.resize(generator.integers(0, 256, (9, 12, 3), np.uint8), (64, 48))
+            cv2.imwrite(str(folder / "images" / f"{index}.png"), frame)
+            pictures.append({"id": index, "file_name": f"{index}.png", "width": 64, "height": 48})
+            poses = estimate(frame)
+            for keypoints, box in zip(poses.keypoints, poses.boxes, strict=True):
+                low, high = box[:2], box[2:]
+                joints = [value for x, y in keypoints.tolist() for value in (x, y, 2)]
+                people.append(
+                    {
+                        "id": len(people) + 1,
+                        "image_id": index,
+                        "category_id": 1,
+                        "keypoints": joints,
+                        "num_keypoints": 17,
+                        "bbox": [*low.tolist(), *(high - low).tolist()],
+                        "area": AREA,
+                        "iscrowd": 0,
+                    }
+                )
+    category = {"id": 1, "name": "person", "keypoints": list(SPEC.joints().joints), "skeleton": []}
+    values = {"images": pictures, "annotations": people, "categories": [category]}
+    (folder / "annotations.json").write_text(json.dumps(values))
+    return folder
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs `edgepose build` in this process; gives its exit code, stdout and stderr."""
+
+    def command(*words: object) -> tuple[int, str, str]:
+        words = ("edgepose", "build", *words, "--engines", tmp_path / "engines", "--rounds", "3")
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return (int(stop.value.code or 0), *capsys.readouterr())
+
+    return command

@@ -175,7 +175,7 @@ FP32 = Attempt("fp32", "weak", "fp32")
     [
         ("8.5", "LayerNormalization", 17, "LayerNormalization needs TensorRT 8.6 or newer"),
         ("8.6", "Gelu", 20, "Gelu needs TensorRT 10.1 or newer"),
-        ("8.6", "Relu", 19, "opset 19 is newer than 17"),
+        ("8.6", "Relu", 19, "opset 19 needs TensorRT 10.1 or newer .* opset 19 is newer than 17"),
         ("10.3", "DynamicQuantizeLinear", 17, "No importer registered for op: DynamicQuantizeLinear"),
     ],
 )

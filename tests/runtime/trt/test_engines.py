@@ -22,7 +22,10 @@ from edgepose.runtime.trt.build import Settings
 from edgepose.runtime.trt.cache import PLAN
 from edgepose.runtime.trt.cuda import DeviceLost
 from edgepose.runtime.trt.engines import Engines, Options, Step
+from edgepose.runtime.trt.frames import FrameEngine
 from edgepose.runtime.trt.runner import TensorRtBackend
+
+ENGINES = (TensorRtBackend, FrameEngine)  # the latter where there is a C++ compiler for the kernel
 
 
 def engines(bundle: Bundle, root: Path, **choices: Any) -> Engines:
@@ -45,7 +48,7 @@ def test_int8_goes_live_when_nothing_is_wrong(release: str, bundle, install, tmp
     install(release)
     backend, steps = live(bundle, tmp_path)
     typing = "weak" if release.startswith("8.") else "strong"
-    assert isinstance(backend, TensorRtBackend)
+    assert isinstance(backend, ENGINES)
     assert [way(step) for step in steps] == [("int8", typing, True)]
     report = steps[0].report
     assert report["golden"]["keypoint_px"] < 0.01  # the stand-in computes what was recorded
@@ -113,7 +116,7 @@ def test_after_the_last_rung_onnx_runtime_runs(bundle, install, tmp_path, caplog
     install("10.3").faults.wrong_precisions = {"int8", "fp16", "fp32"}
     feeds = {"images": np.zeros((1, 3, 32, 32), np.float32)}
     with (
-        open_backend(bundle, "int8", device="tensorrt", threads=1) as backend,
+        open_backend(bundle, "int8", device="gpu", threads=1) as backend,
         open_backend(bundle, "int8", threads=1) as cpu,
     ):
         assert isinstance(backend, OnnxRuntimeBackend)
@@ -126,12 +129,12 @@ def test_open_backend_opens_an_engine_and_refuses_other_devices(
 ) -> None:
     monkeypatch.setenv("EDGEPOSE_ENGINES", str(tmp_path))
     install("10.3")
-    with open_backend(bundle, "default", device="tensorrt") as backend:
-        assert isinstance(backend, TensorRtBackend)
-    with pytest.raises(EdgeposeError, match="'gpu': choose one of cpu, tensorrt"):
-        open_backend(bundle, "int8", device="gpu")
+    with open_backend(bundle, "default", device="gpu") as backend:
+        assert isinstance(backend, ENGINES)
+    with pytest.raises(EdgeposeError, match="'tpu': choose one of auto, cpu, gpu"):
+        open_backend(bundle, "int8", device="tpu")
     with pytest.raises(EdgeposeError, match="'int4': choose one of int8, fp16, fp32"):
-        open_backend(bundle, "int4", device="tensorrt")
+        open_backend(bundle, "int4", device="gpu")
 
 
 def test_what_the_machine_lacks_is_no_reason_to_go_on(bundle, install, tmp_path) -> None:
@@ -207,7 +210,7 @@ def test_a_damaged_engine_is_built_again(damage: str, bundle, install, tmp_path,
         values["plan_sha256"] = hashlib.sha256(plan.read_bytes()).hexdigest()
         record.write_text(json.dumps(values))
     backend, steps = live(bundle, tmp_path)
-    assert isinstance(backend, TensorRtBackend)
+    assert isinstance(backend, ENGINES)
     assert [way(step) for step in steps] == [("int8", "strong", True)]
     assert len(builds) == 2
     assert ("damaged" if damage == "cut" else "cannot be loaded here") in caplog.text
@@ -270,7 +273,7 @@ def test_open_backend_takes_the_batches_that_were_built_for(bundle, install, tmp
     made = engines(bundle, tmp_path, settings=Settings((2, 3, 4)))
     made.keep_default("fp16", {})
     for precision in ("default", "int8"):
-        with open_backend(bundle, precision, device="tensorrt") as backend:
+        with open_backend(bundle, precision, device="gpu") as backend:
             answers = backend.run({"images": np.zeros((4, 3, 32, 32), np.float32)})
     assert answers["scores"].shape == (4, 4)
 

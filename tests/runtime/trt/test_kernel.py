@@ -5,35 +5,32 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import importlib.util
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import cv2
+import host_kernel
 import numpy as np
 import pytest
 
 from edgepose.runtime import preprocess
-from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.errors import EdgeposeError, MissingLibrary
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown import crop
 from edgepose.runtime.topdown.crop import Regions
+from edgepose.runtime.trt import nvrtc
 from edgepose.runtime.trt.kernel import SOURCE, Source, crop_task, letterbox_task
+from edgepose.runtime.trt.nvrtc import compiled
 
 SPEC = Spec("qrpose", "qrpose_tiny", 96, 64)
 LIMIT = 1.5  # of 255, before normalising: the issue's own
 
 
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which("c++")
-    if compiler is None:
+def kernel() -> ctypes.CDLL:
+    if host_kernel.compiler() is None:
         pytest.skip("no C++ compiler (c++) to build the kernel for the host")
-    library = tmp_path_factory.mktemp("kernel") / "prepare.so"
-    options = ["-x", "c++", "-std=c++17", "-O2", "-Wall", "-Werror", "-DEDGEPOSE_HOST", "-shared", "-fPIC"]
-    subprocess.check_call([compiler, *options, str(SOURCE), "-o", str(library)])
-    return ctypes.CDLL(str(library))
+    return ctypes.CDLL(str(host_kernel.build()))
 
 
 def run(kernel: ctypes.CDLL, planes: tuple[Any, Any], task: bytes, spec: Spec, inverses: Any = None) -> Any:
@@ -154,19 +151,45 @@ def test_nvidias_compiler_takes_it_for_every_board(name: str) -> None:
         pytest.skip(f"{name} is not installed; `make test-cuda` installs it")
     library = ctypes.CDLL(str(found[0]))
     for sm in NVRTC[name]:
-        program, size = ctypes.c_void_p(), ctypes.c_size_t()
-        source = SOURCE.read_bytes()
-        assert library.nvrtcCreateProgram(ctypes.byref(program), source, b"prepare.cu", 0, None, None) == 0
-        options = (ctypes.c_char_p * 2)(f"--gpu-architecture=sm_{sm}".encode(), b"--std=c++17")
-        code = library.nvrtcCompileProgram(program, len(options), options)
-        library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-        log = ctypes.create_string_buffer(size.value)
-        library.nvrtcGetProgramLog(program, log)
-        assert code == 0, f"sm_{sm}: {log.value.decode()}"
-        library.nvrtcGetCUBINSize(program, ctypes.byref(size))
-        cubin = ctypes.create_string_buffer(size.value)
-        library.nvrtcGetCUBIN(program, cubin)
-        assert all(kernel in cubin.raw for kernel in (b"prepare_f32", b"prepare_f16"))
+        cubin = compiled(SOURCE.read_bytes(), sm, library)
+        assert all(kernel in cubin for kernel in (b"prepare_f32", b"prepare_f16"))
+    with pytest.raises(EdgeposeError, match=r"cannot compile the preprocessing kernel for sm_87: .*error"):
+        compiled(b"not CUDA", 87, library)
+
+
+class Compiler:
+    """NVRTC's functions, as far as the declared steps go: a program that compiles, or does not."""
+
+    def __init__(self, code: int) -> None:
+        self.code, self.calls = code, []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> int:
+            self.calls.append(name)
+            if name.endswith("Size"):
+                arguments[1]._obj.value = 6
+            elif name.startswith("nvrtcGet"):
+                arguments[1].value = b"error"
+            return self.code if name == "nvrtcCompileProgram" else 0
+
+        return call
+
+
+@pytest.mark.parametrize("code", [0, 6])
+def test_the_compilers_program_is_given_back_whatever_comes_of_it(code: int) -> None:
+    compiler: Any = Compiler(code)
+    if code:
+        with pytest.raises(EdgeposeError, match=r"for sm_87: error$"):
+            compiled(b"", 87, compiler)
+    else:
+        assert compiled(b"", 87, compiler) == b"error\0"
+    assert (compiler.calls[0], compiler.calls[-1]) == ("nvrtcCreateProgram", "nvrtcDestroyProgram")
+
+
+def test_without_the_compiler_it_is_said_where_it_comes_from(monkeypatch) -> None:
+    monkeypatch.setattr(nvrtc, "_candidates", lambda: iter(["libnvrtc-not-here.so.1"]))
+    with pytest.raises(MissingLibrary, match="apt-get install cuda-nvrtc"):
+        compiled(b"", 87)
 
 
 def test_the_source_is_in_the_package() -> None:

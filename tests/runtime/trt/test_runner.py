@@ -165,7 +165,7 @@ def test_threads_may_take_turns_but_not_run_at_once(bundle, install, monkeypatch
 
         inside, leave = threading.Event(), threading.Event()
 
-        def slow(feeds: Any) -> dict[str, Any]:
+        def slow(*_: Any) -> dict[str, Any]:
             inside.set()
             leave.wait()
             return {}

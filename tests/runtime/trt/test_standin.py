@@ -142,13 +142,13 @@ RUN_MUTANTS = {
         "next(iter((self._outputs or self._inputs).values())).buffer.address)",
     ),
     "the host's address": ("_allocate", "tensor.buffer.address)", "tensor.buffer.host.ctypes.data)"),
-    "no context on the thread": ("run", "with self._cuda.current():", "if True:"),
+    "no context on the thread": ("owned", "with self.cuda.current():", "if True:"),
     "the old call": (
         "_run",
         "execute_async_v3(self._stream)",
         "execute_async_v2([], self._stream)",
     ),
-    "shape never set": ("_run", "self._set_shape(name, array.shape)", "pass"),
+    "shape never set": ("run", "self._set_shape(name, array.shape)", "pass"),
     "the wrong type": ("_tensor", "np.dtype(numpy_type(type_name))", "np.dtype(np.float16)"),
 }
 

@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from standin_gpu import Gpu
 
-from edgepose.runtime import cli
+from edgepose.runtime import verb_build
 from edgepose.runtime.trt.engines import Engines, Options
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Runs the verb in this process; gives its exit code, stdout and stderr."""
-
-    def command(*words: object) -> tuple[int, str, str]:
-        words = ("edgepose", "build", *words, "--engines", tmp_path / "engines", "--rounds", "3")
-        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return (int(stop.value.code or 0), *capsys.readouterr())
-
-    return command
 
 
 @pytest.mark.parametrize("release", ["8.6", "10.3", "11.4"])
@@ -66,6 +54,56 @@ def test_no_engine_at_all_fails_the_gate(bundle, install, run) -> None:
     assert "no engine of pose can be used here" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--max-drift", "0.05"), "joints move by 0.0"),
+        (("--max-ap-loss", "5"), "loses "),
+    ],
+)
+def test_the_fastest_within_the_gate_is_the_default(
+    words, sentence: str, bundle, labelled, install, run, tmp_path, monkeypatch
+) -> None:
+    """INT8 made the faster one, and outside of the gate: its figures stand in the report all the same."""
+    install("10.3")
+    make_int8_the_faster(monkeypatch)
+    code, out, _ = run(bundle.path, "--json")
+    assert json.loads(out)["graphs"]["pose"]["default"] == "int8"
+    data = ("--data", labelled) if "--max-ap-loss" in words else ()
+    code, out, _ = run(bundle.path, "--json", *words, *data)
+    report = json.loads(out)["graphs"]["pose"]
+    assert (code, report["default"]) == (0, "fp16")
+    assert sentence in report["accuracy"]["int8"]["failure"]
+    assert report["accuracy"]["fp16"]["failure"] == ""
+    assert report["accuracy"]["int8"]["drift"]["p50_px"] > report["accuracy"]["fp16"]["drift"]["p50_px"]
+    if data:
+        assert report["accuracy"]["int8"]["ap_loss"] > 5 > report["accuracy"]["fp16"]["ap_loss"]
+    assert Engines(bundle, "pose", Options(root=tmp_path / "engines")).remembered()[0] == "fp16"
+    code, out, _ = run(bundle.path, *words, *data)
+    assert f"int8 is outside the gate: {sentence}" in out
+    assert "default here: fp16, the fastest within the gate" in out
+
+
+def make_int8_the_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = verb_build.alternate
+
+    def told(candidates: Any, rounds: int) -> Any:
+        times = {"int8": 1.0, "fp16": 2.0}
+        return [replace(timing, p50_ms=times[timing.name]) for timing in original(candidates, rounds)]
+
+    monkeypatch.setattr(verb_build, "alternate", told)
+
+
+def test_outside_the_gate_nothing_is_the_default_and_the_cpu_runs(bundle, install, run, tmp_path) -> None:
+    install("10.3")
+    run(bundle.path)
+    code, out, err = run(bundle.path, "--max-drift", "-1")
+    assert code == 1
+    assert "no engine of pose can be used here, or none within the gate" in err
+    assert "fp16 is outside the gate" in out
+    assert Engines(bundle, "pose", Options(root=tmp_path / "engines")).remembered()[0] == "cpu"
+
+
 def no_driver(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu.faults.no_driver = True
 
@@ -78,6 +116,18 @@ def no_pycuda(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
 
 
+def old_jetpack(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["tensorrt"], "__version__", "8.2.1.8")  # of JetPack 4.6
+
+
+def no_jetson(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["tensorrt"], "__version__", "11.4.0.106")
+
+
+def exhausted(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.total = 1000
+
+
 def no_dla(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu.dla_cores = 0
 
@@ -88,6 +138,9 @@ def no_dla(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
         (no_driver, (), 4, "cuInit says error 100"),
         (no_tensorrt, (), 3, "comes with JetPack"),
         (no_pycuda, (), 3, "pip install pycuda"),
+        (old_jetpack, (), 2, "TensorRT 8.2.1.8: edgepose is written for 8.5 up to but not including 12"),
+        (no_jetson, (), 4, "TensorRT 11.4.0.106 does not support Jetson boards"),
+        (exhausted, (), 1, "no engine of pose can be used here"),
         (no_dla, ("--dla-core", "0"), 4, "--dla-core 0: this board has 0"),
         (None, ("--batch", "2,1"), 2, "--batch 2,1: give one size"),
         (None, ("--batch", "4,2,1"), 2, "smallest, best, largest"),
@@ -103,6 +156,29 @@ def test_exit_codes(lack, words, code: int, sentence: str, bundle, install, run,
     assert found == code
     assert sentence in err
     assert "Traceback" not in err
+
+
+def test_what_lies_damaged_in_the_cache_is_built_again(bundle, install, run, tmp_path, caplog) -> None:
+    install("10.3")
+    assert run(bundle.path)[0] == 0
+    for path in (tmp_path / "engines").rglob("engine.plan"):
+        path.write_bytes(path.read_bytes()[:-9])
+    (timings,) = (tmp_path / "engines").glob("timings-*.cache")
+    timings.write_bytes(b"damaged")
+    code, out, err = run(bundle.path, "--json")
+    assert code == 0, err
+    assert all(row["problem"] == "" for row in json.loads(out)["graphs"]["pose"]["engines"])
+    assert "is damaged (its sha256 differs); building it again" in caplog.text
+    assert "timing cache is damaged or of another board; building without it" in caplog.text
+
+
+def test_exhausted_memory_is_in_the_report(bundle, install, run) -> None:
+    install("10.3").total = 1000
+    code, out, _ = run(bundle.path, "--json")
+    problems = [row["problem"] for row in json.loads(out)["graphs"]["pose"]["engines"]]
+    assert code == 1
+    assert problems
+    assert all("the GPU's memory is exhausted" in problem for problem in problems)
 
 
 def test_a_missing_bundle_is_a_user_error(install, run, tmp_path: Path) -> None:

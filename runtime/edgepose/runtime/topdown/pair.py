@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
-from edgepose.runtime.backend import open_backend
+from edgepose.runtime.backend import Chosen, choose
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.decode import DECODERS
 from edgepose.runtime.errors import EdgeposeError
@@ -50,13 +50,20 @@ def require_pair(first: Bundle, second: Bundle) -> None:
 
 
 @contextmanager
-def open_pair(first: Bundle, second: Bundle, precision: str, threads: int = 0) -> Iterator[Pair]:
-    """Both while the block lasts; errors are those of `open_backend`, `require_pair` and `gauge_of`."""
+def open_pair(
+    first: Bundle, second: Bundle, precision: str, threads: int = 0, device: str = "cpu"
+) -> Iterator[Pair]:
+    """Both while the block lasts; errors are those of `choose`, `require_pair` and `gauge_of`."""
     require_pair(first, second)
     with ExitStack() as stack:
-        pose, coarse, fine = (
-            stack.enter_context(open_backend(bundle, precision, graph, threads))
-            for bundle, graph in ((first, "pose"), *((second, name) for name in GRAPHS))
-        )
-        two_stage = TwoStage(coarse, fine, second.spec, second.spec.limit(precision))
+
+        def opened(bundle: Bundle, graph: str) -> Chosen:
+            chosen = choose(bundle, precision, graph, threads, device)
+            stack.enter_context(chosen.backend)
+            return chosen
+
+        pose = opened(first, "pose").backend
+        coarse, fine = (opened(second, name) for name in GRAPHS)
+        limit = second.spec.limit(coarse.precision)  # whose quality decides
+        two_stage = TwoStage(coarse.backend, fine.backend, second.spec, limit)
         yield Pair(Estimator(pose, first.spec), two_stage, gauge_of(second))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgepose.runtime.errors import EdgeposeError, HardwareError, require
 from edgepose.runtime.trt.driver import require_gpu
 
+ROOT = Path("/")  # where the board tells about itself, below /proc and /sys
 RELEASE_FILE = Path("/etc/nv_tegra_release")
 NO_JETSON = "none"
 OLDEST, TOO_NEW = (8, 5), (12,)
@@ -64,3 +67,52 @@ def jetson_linux(file: Path | None = None) -> str | None:
         return None
     found = re.search(r"R(\d+).*?REVISION: ([\d.]+)", file.read_text())
     return f"{found[1]}.{found[2]}" if found else "unreadable"
+
+
+def power_mode() -> str | None:
+    """What `nvpmodel` calls it, such as MAXN or 15W; None where there is no nvpmodel."""
+    if shutil.which("nvpmodel") is None:
+        return None
+    answer = subprocess.run(["nvpmodel", "-q"], capture_output=True, text=True, timeout=10, check=False)
+    match = re.search(r"NV Power Mode: (\S+)", answer.stdout)
+    return match[1] if match else answer.stderr.strip() or "unreadable"
+
+
+def conditions(board: Board) -> dict[str, str]:
+    """What figures of the board depend on; clocks as now/most in MHz. What is unknown is left out."""
+    found = {
+        "board": _text(ROOT / "proc/device-tree/model"),
+        "gpu": board.gpu,
+        "sm": str(board.sm),
+        "tensorrt": board.tensorrt,
+        "jetson_linux": board.l4t,
+        "power_mode": power_mode(),
+        "gpu_mhz": _gpu_mhz(),
+        "cpu_mhz": _mhz(
+            ROOT / "sys/devices/system/cpu/cpu0/cpufreq", ("scaling_cur_freq", "cpuinfo_max_freq"), 1e3
+        ),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+_GPUS = ("*.gpu", "*.ga10b", "*.gv11b", "*.gpu-gpc*")  # Orin, Orin and Xavier of older kernels, Thor
+
+
+def _gpu_mhz() -> str | None:
+    places = (path for name in _GPUS for path in sorted((ROOT / "sys/class/devfreq").glob(name)))
+    return next((clock for place in places if (clock := _mhz(place, ("cur_freq", "max_freq"), 1e6))), None)
+
+
+def _mhz(folder: Path, names: tuple[str, str], unit: float) -> str | None:
+    """Two clocks, which the files give in 1/`unit` MHz."""
+    values = [_text(folder / name) for name in names]
+    if not all(value and value.isdigit() for value in values):
+        return None
+    return "/".join(f"{int(value or 0) / unit:.0f}" for value in values)
+
+
+def _text(file: Path) -> str | None:
+    try:
+        return file.read_text(errors="replace").strip("\0\n ") or None
+    except OSError:
+        return None

@@ -7,7 +7,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgepose.runtime.errors import EdgeposeError, HardwareError
 from edgepose.runtime.progress import progress_bar
@@ -30,6 +30,9 @@ OPERATOR_SINCE = {
     "Gelu": "10.1",
     "DeformConv": "10.1",
 }
+# Newest opset of the releases before 10, and of 10.1, which reads up to 20: the same tables.
+OLD_OPSET, OPSET_OF_10 = 17, 20
+_OPSET = re.compile(r"opset (?:version )?(\d+)", re.IGNORECASE)
 _OPERATOR = (r"No importer registered for op: (\w+)", r"parsing node number \d+ \[(\w+)")
 _MOST_REASONS = 4  # a transformer can have the same one 30 times
 _WORKSPACE = ("insufficient workspace", "could not find any implementation", "workspace size")
@@ -44,6 +47,9 @@ class Settings:
     level: int = DEFAULT_LEVEL  # 0 (quick build) to 5 (long search)
     sparsity: bool = False  # use the 2:4 pattern in the weights where it is there
     dla_core: int | None = None
+    implicit: str = (
+        ""  # identity of where INT8's scales come from (`implicit.Source`); empty: Q/DQ in the file
+    )
 
     def __post_init__(self) -> None:
         """Raises EdgeposeError for values that contradict each other."""
@@ -68,8 +74,12 @@ class Built:
     seconds: float
 
 
-def build(onnx: Path, attempt: Attempt, settings: Settings, timing_cache: bytes = b"") -> Built:
+def build(
+    onnx: Path, attempt: Attempt, settings: Settings, timing_cache: bytes = b"", calibrator: Any = None
+) -> Built:
     """Build one engine; takes minutes on a board. The driver must have been asked (`board.require_board`).
+
+    With a `calibrator` (`implicit.calibrator`) the tensors of a file without Q/DQ get their scales from it.
 
     Raises BuildFailed with TensorRT's reason, OutOfMemory when the GPU's memory is exhausted, EdgeposeError
     for settings this board cannot follow.
@@ -87,6 +97,8 @@ def build(onnx: Path, attempt: Attempt, settings: Settings, timing_cache: bytes 
     if not parser.parse(onnx.read_bytes()):
         raise BuildFailed(f"{onnx.name}: TensorRT {trt.__version__} cannot read it: {_refusal(parser, said)}")
     config = _configuration(builder, attempt, settings)
+    if calibrator is not None and hasattr(config, "int8_calibrator"):
+        config.int8_calibrator = calibrator
     _add_profile(builder, network, config, settings)
     _offer_timing_cache(config, timing_cache)
     with progress_bar() as bar:
@@ -112,6 +124,11 @@ def _refusal(parser: trt.OnnxParser, said: Said) -> str:
         for name in dict.fromkeys(operators)
         if name in OPERATOR_SINCE
     ]
+    named = _OPSET.search(" ".join([*texts, *said.errors]))
+    if named and OLD_OPSET < int(named[1]) <= OPSET_OF_10:
+        hints.append(
+            f"opset {named[1]} needs TensorRT 10.1 or newer (update JetPack, or export it with {OLD_OPSET})"
+        )
     return "; ".join([*hints, *dict.fromkeys(texts)][:_MOST_REASONS]) or said.why()
 
 
@@ -146,8 +163,11 @@ def _send_to_dla(builder: trt.Builder, config: trt.IBuilderConfig, attempt: Atte
             f"--dla-core {core}: this board has {builder.num_DLA_cores} for TensorRT {trt.__version__} "
             "(Orin Nano and Thor have none; TensorRT 10.8 to 11.4.0 uses none)"
         )
-    if attempt.precision == "int8":
-        raise BuildFailed("--dla-core: the DLA takes no INT8 written as Q/DQ; build with --precision fp16")
+    if attempt.precision == "int8" and attempt.view.startswith("int8"):
+        raise BuildFailed(
+            "--dla-core: the DLA takes no INT8 written as Q/DQ; build with --precision fp16, or on TensorRT "
+            "8.x and 10.x with --implicit-int8 scales"
+        )
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)  # it lacks many layers

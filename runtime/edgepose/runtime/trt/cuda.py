@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from edgepose.runtime.errors import EdgeposeError, HardwareError
 
 Bytes = npt.NDArray[np.uint8]
+THREADS = (16, 16, 1)  # of a block, in every launch: what `prepare.cu` is written for
 
 
 class OutOfMemory(HardwareError):
@@ -21,6 +23,10 @@ class OutOfMemory(HardwareError):
 
 class DeviceLost(HardwareError):
     """The GPU or its context answers no more; nothing on it can be trusted or used again."""
+
+
+class NotRecorded(EdgeposeError):
+    """The work cannot be made a CUDA graph; done step by step it is the same work."""
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +69,31 @@ class Cuda(Protocol):
         """Until all that was queued is done."""
         ...
 
+    def kernel(self, cubin: bytes, name: str) -> Any:
+        """A function of compiled code, which stays loaded until `close`."""
+        ...
+
+    def launch(
+        self, kernel: Any, blocks: tuple[int, int, int], arguments: Sequence[int | bytes], stream: int
+    ) -> None:
+        """The kernel in `blocks` of THREADS, queued. Arguments are addresses, or structs by value."""
+        ...
+
+    def record(self, stream: int, work: Callable[[], None]) -> Any | None:
+        """What `work` queues, as one graph instead of done; None where the library has no graphs.
+
+        Raises NotRecorded when something in it cannot be part of a graph.
+        """
+        ...
+
+    def replay(self, graph: Any, stream: int) -> None:
+        """All of a graph, queued in one call."""
+        ...
+
+    def forget(self, graph: Any) -> None:
+        """Free a graph."""
+        ...
+
     def memory(self) -> tuple[int, int]:
         """Free and total bytes of the device."""
         ...
@@ -70,10 +101,23 @@ class Cuda(Protocol):
     def close(self) -> None: ...
 
 
+# Each is reached by one module of ours, and is there when one of its own can be imported.
 LIBRARIES = {
     "pycuda": "edgepose.runtime.trt.cuda_pycuda:PyCuda",
     "cuda-python": "edgepose.runtime.trt.cuda_python:CudaPython",
 }
+
+
+_DRIVERS = {"pycuda": "pycuda.driver", "cuda-python": "cuda.bindings.driver"}
+
+
+def any_library() -> str:
+    """The first of LIBRARIES that is installed; without any the first, whose absence `open_cuda` tells."""
+    for library, driver in _DRIVERS.items():
+        with suppress(ImportError):
+            importlib.import_module(driver)
+            return library
+    return next(iter(_DRIVERS))
 
 
 def open_cuda(library: str = "pycuda") -> Cuda:

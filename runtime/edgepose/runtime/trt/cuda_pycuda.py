@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from edgepose.runtime.errors import require
-from edgepose.runtime.trt.cuda import Buffer, DeviceLost, OutOfMemory
+from edgepose.runtime.trt.cuda import THREADS, Buffer, DeviceLost, OutOfMemory
 
 
 class PyCuda:
@@ -19,6 +19,7 @@ class PyCuda:
     def __init__(self) -> None:
         self._driver: Any = require("pycuda.driver")
         self._streams: dict[int, Any] = {}
+        self._modules: list[Any] = []
         with self._translated():
             self._driver.init()
             self._context: Any = _primary_context(self._driver)
@@ -81,15 +82,39 @@ class PyCuda:
         with self._translated():
             self._streams[stream].synchronize()
 
+    def kernel(self, cubin: bytes, name: str) -> Any:
+        with self._translated():
+            module = self._driver.module_from_buffer(cubin)
+            self._modules.append(module)
+            return module.get_function(name)
+
+    def launch(
+        self, kernel: Any, blocks: tuple[int, int, int], arguments: Sequence[int | bytes], stream: int
+    ) -> None:
+        # An array that is not of the device is passed as its bytes, a NumPy number as itself.
+        given = [np.uintp(a) if isinstance(a, int) else np.frombuffer(a, np.uint8) for a in arguments]
+        with self._translated():
+            kernel(*given, block=THREADS, grid=blocks, stream=self._streams[stream])
+
+    def record(self, stream: int, work: Callable[[], None]) -> Any | None:
+        return None  # pycuda 2026.1 has no stream capture
+
+    def replay(self, graph: Any, stream: int) -> None:
+        raise AssertionError("pycuda records no graphs")
+
+    def forget(self, graph: Any) -> None:
+        raise AssertionError("pycuda records no graphs")
+
     def memory(self) -> tuple[int, int]:
         with self._translated():
             free, total = self._driver.mem_get_info()
         return int(free), int(total)
 
     def close(self) -> None:
-        """Streams go while the context is there; the context stays for the process."""
+        """Streams and code go while the context is there; the context stays for the process."""
         with self.current():
             self._streams.clear()
+            self._modules.clear()
 
 
 @functools.cache

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from edgepose.runtime.errors import require
-from edgepose.runtime.trt.cuda import Buffer, Bytes, DeviceLost, OutOfMemory
+from edgepose.runtime.trt.cuda import THREADS, Buffer, Bytes, DeviceLost, NotRecorded, OutOfMemory
 
 
 class CudaPython:
@@ -19,6 +19,7 @@ class CudaPython:
     def __init__(self) -> None:
         self._driver: Any = require("cuda.bindings.driver")
         self._streams: dict[int, Any] = {}
+        self._modules: list[Any] = []
         self._call("cuInit", 0)
         self._device = self._call("cuDeviceGet", 0)
         self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
@@ -75,13 +76,57 @@ class CudaPython:
     def wait(self, stream: int) -> None:
         self._call("cuStreamSynchronize", self._streams[stream])
 
+    def kernel(self, cubin: bytes, name: str) -> Any:
+        module = self._call("cuModuleLoadData", cubin)
+        self._modules.append(module)
+        return self._call("cuModuleGetFunction", module, name.encode())
+
+    def launch(
+        self, kernel: Any, blocks: tuple[int, int, int], arguments: Sequence[int | bytes], stream: int
+    ) -> None:
+        given = [
+            ctypes.c_void_p(a) if isinstance(a, int) else ctypes.create_string_buffer(a, len(a))
+            for a in arguments
+        ]
+        places = (ctypes.c_void_p * len(given))(*(ctypes.addressof(value) for value in given))
+        shape = (*blocks, *THREADS, 0)  # no shared memory beyond what the code declares
+        self._call("cuLaunchKernel", kernel, *shape, self._streams[stream], ctypes.addressof(places), 0)
+
+    def record(self, stream: int, work: Callable[[], None]) -> Any | None:
+        # Thread-local: what other threads do with CUDA meanwhile does not spoil it.
+        mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._call("cuStreamBeginCapture", self._streams[stream], mode)
+        problem: Exception | None = None
+        try:
+            work()
+        except Exception as error:  # the stream must leave its capture, whatever went wrong
+            problem = error
+        try:
+            recorded = self._call("cuStreamEndCapture", self._streams[stream])
+            graph = self._call("cuGraphInstantiate", recorded, 0)
+            self._call("cuGraphDestroy", recorded)
+        except DeviceLost as error:
+            problem = problem or error
+        if problem is not None:
+            raise NotRecorded(f"the engine cannot be made a CUDA graph ({problem})") from problem
+        return graph
+
+    def replay(self, graph: Any, stream: int) -> None:
+        self._call("cuGraphLaunch", graph, self._streams[stream])
+
+    def forget(self, graph: Any) -> None:
+        self._call("cuGraphExecDestroy", graph)
+
     def memory(self) -> tuple[int, int]:
         free, total = self._call("cuMemGetInfo")
         return int(free), int(total)
 
     def close(self) -> None:
-        """Give back the streams and the hold on the context."""
+        """Give back the streams, the code and the hold on the context."""
         with self.current():
+            for module in self._modules:
+                self._call("cuModuleUnload", module)
+            self._modules.clear()
             for made in self._streams.values():
                 self._call("cuStreamDestroy", made)
             self._streams.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,29 @@ import numpy as np
 from edgepose.runtime.agreement import Array, Difference, largest
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError
-from edgepose.runtime.golden import apart, limit, read
+from edgepose.runtime.golden import INPUT, apart, limit, read
+from edgepose.runtime.spec import Spec
+from edgepose.runtime.topdown.twostage import MOST
 from edgepose.runtime.trt.board import Board, require_board
 from edgepose.runtime.trt.build import BuildFailed, Built, Settings, build
 from edgepose.runtime.trt.cache import EngineCache, Kept, Key, default_root
-from edgepose.runtime.trt.cuda import OutOfMemory, open_cuda
+from edgepose.runtime.trt.cuda import DeviceLost, OutOfMemory, open_cuda
+from edgepose.runtime.trt.frames import FrameEngine
+from edgepose.runtime.trt.implicit import (
+    ATTEMPT,
+    GOLDEN,
+    SCALES,
+    Source,
+    calibrator,
+    require_calibrators,
+    source_of,
+)
 from edgepose.runtime.trt.inspector import count_layers
-from edgepose.runtime.trt.precision import Attempt, attempts, rungs, typings
+from edgepose.runtime.trt.kernel import SOURCE
+from edgepose.runtime.trt.nvrtc import compiled
+from edgepose.runtime.trt.precision import ANSWERS, Attempt, attempts, rungs, typings
 from edgepose.runtime.trt.runner import EngineRefused, TensorRtBackend
+from edgepose.runtime.trt.selftest import SelfTest, examine
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +45,19 @@ class NotReproduced(EdgeposeError):
     """An engine that answers the golden pictures too differently."""
 
 
+class NotBuilt(EdgeposeError):
+    """An engine that was not built here yet, and is not to be now."""
+
+
 # What makes an engine give way to the next safer one. A lost GPU or a missing library is not among them.
-_GIVES_WAY = (BuildFailed, EngineRefused, NotReproduced, OutOfMemory)
+_GIVES_WAY = (BuildFailed, EngineRefused, NotReproduced, NotBuilt, OutOfMemory)
+CROPS = (1, 4, MOST)  # batches of a network that sees people one by one: as many as are in a frame
+Opened = TensorRtBackend | FrameEngine
+
+
+def batches_for(spec: Spec) -> tuple[int, int, int]:
+    """Smallest, usual and largest batch that a stream shows a network."""
+    return CROPS if spec.resize == "crop" else (1, 1, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +68,8 @@ class Options:
     cuda: str = "pycuda"
     root: Path = field(default_factory=default_root)
     rebuild: bool = False  # also what is in the cache
+    build: bool = True  # False: only what is in the cache
+    implicit: Source | None = None  # where INT8's scales come from, if not from Q/DQ
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +91,16 @@ class Engines:
 
     def __init__(self, bundle: Bundle, graph: str, options: Options) -> None:
         self.board: Board = require_board()
+        if options.implicit is not None:
+            require_calibrators()
+            options = replace(options, settings=replace(options.settings, implicit=options.implicit.identity))
         self.settings = options.settings
         self._cache = EngineCache(options.root)
         self._bundle, self._graph, self._options = bundle, graph, options
         # A choice of precision is remembered by the graph in full precision.
         self._identity = bundle.files[bundle.graph(graph, "fp32").name]
 
-    def live(self, precision: str) -> tuple[TensorRtBackend | None, list[Step]]:
+    def live(self, precision: str) -> tuple[Opened | None, list[Step]]:
         """The first engine from `precision` downwards that can be built and reproduces the golden vectors.
 
         None when there is no such engine, with every step that was tried and what was wrong with it.
@@ -80,21 +111,47 @@ class Engines:
             backend, tried = self.exactly(rung)
             steps += tried
             if backend is not None:
-                return backend, steps
+                if rung != precision:
+                    log.warning("the %s engine of %s runs, not %s", rung, self._graph, precision)
+                return self.seeing(backend, rung), steps
         return None, steps
+
+    def seeing(self, backend: TensorRtBackend, precision: str) -> Opened:
+        """The engine with the kernel that prepares its pictures, where there is one and it does so rightly.
+
+        Else it is said why pictures are prepared on the CPU. Networks that are shown crops have none.
+        """
+        spec = self._bundle.spec
+        if spec.resize != "letterbox" or self.settings.batches[0] > 1:
+            return backend
+        try:
+            seeing = FrameEngine(backend, compiled(SOURCE.read_bytes(), self.board.sm), spec)
+            _require_sight(seeing, self._bundle, ANSWERS[precision])
+        except DeviceLost:
+            backend.close()
+            raise
+        except EdgeposeError as error:
+            log.warning("pictures are prepared on the CPU, which is slower: %s", error)
+            return backend
+        return seeing
 
     def exactly(self, precision: str) -> tuple[TensorRtBackend | None, list[Step]]:
         """The engine of one precision, by the first way that works; None and the problems when none does."""
         steps: list[Step] = []
-        for attempt in attempts(precision, typings()):
+        for attempt in self._attempts(precision):
             try:
                 backend, report = self._proven(attempt)
             except _GIVES_WAY as error:
-                log.warning("no %s engine (%s typing): %s", attempt.precision, attempt.typing, error)
+                level = logging.INFO if isinstance(error, NotBuilt) else logging.WARNING
+                log.log(level, "no %s engine (%s typing): %s", attempt.precision, attempt.typing, error)
                 steps.append(Step(precision, attempt.typing, attempt.view, str(error), {}))
                 continue
             return backend, [*steps, Step(precision, attempt.typing, attempt.view, "", report)]
         return None, steps
+
+    def examined(self, backend: Opened, precision: str) -> SelfTest:
+        """An engine of these on the golden pictures."""
+        return examine(backend, self._bundle, self._graph, precision, self.settings.batches[0])
 
     def feeds(self, inputs: Iterable[str]) -> dict[str, Array]:
         """The first golden picture by these names, for the batch the engines are to be fast for.
@@ -114,18 +171,24 @@ class Engines:
             return "int8", self
         settings = choice["report"]["settings"]
         options = replace(
-            self._options, settings=Settings(**{**settings, "batches": tuple(settings["batches"])})
+            self._options,
+            settings=Settings(**{**settings, "batches": tuple(settings["batches"])}),
+            cuda=choice["report"]["cuda"],
         )
         return choice["precision"], Engines(self._bundle, self._graph, options)
 
     def keep_default(self, precision: str, report: dict[str, Any]) -> None:
         """Remember it, with the settings and the build report."""
-        kept = {"settings": asdict(self.settings), **report}
+        kept = {"settings": asdict(self.settings), "cuda": self._options.cuda, **report}
         self._cache.keep_default(self._identity, self.board, precision, kept)
+
+    def _attempts(self, precision: str) -> list[Attempt]:
+        implicit = precision == "int8" and self.settings.implicit
+        return [ATTEMPT] if implicit else attempts(precision, typings())
 
     def _require_view(self, precision: str) -> None:
         """Raises EdgeposeError when the bundle holds no file of the precision that was asked for."""
-        wanted = [attempt.view for attempt in attempts(rungs(precision)[0], typings())]
+        wanted = [attempt.view for attempt in self._attempts(rungs(precision)[0])]
         if not any(f"{self._graph}.{view}.onnx" in self._bundle.files for view in wanted):
             self._bundle.graph(self._graph, wanted[0])
 
@@ -136,13 +199,17 @@ class Engines:
             self._bundle.files[f"{self._graph}.{attempt.view}.onnx"],
             self.board,
             attempt,
-            self._options.settings,
+            self.settings,
         )
         kept = None if self._options.rebuild else self._cache.find(key)
+        if kept is None and not self._options.build:
+            raise NotBuilt(f"{attempt.view} was not built here; build it: edgepose build {self._bundle.path}")
         if kept is not None and not kept.refusal:
             try:
                 return self._started(kept, attempt), kept.report
             except EngineRefused as error:
+                if not self._options.build:
+                    raise
                 log.warning("%s", error)
                 kept = self._build(key, attempt, anew=True)
         elif kept is None:
@@ -164,12 +231,24 @@ class Engines:
             onnx = self._bundle.graph(self._graph, attempt.view)
             log.warning("building the %s engine of %s here; this takes minutes", attempt.precision, onnx.name)
             try:
-                built = build(onnx, attempt, self._options.settings, self._cache.timings(self.board))
+                with self._calibrator(attempt) as calibrator:
+                    built = build(onnx, attempt, self.settings, self._cache.timings(self.board), calibrator)
             except BuildFailed as error:
                 self._cache.keep(key, b"", {}, str(error))
                 raise
             self._cache.keep_timings(self.board, built.timing_cache)
             return self._cache.keep(key, built.plan, self._report(built, attempt))
+
+    def _calibrator(self, attempt: Attempt) -> AbstractContextManager[Any]:
+        if attempt != ATTEMPT:
+            return nullcontext()
+        source, kind = self._options.implicit, self.settings.implicit.partition(":")[0]
+        if source is None and kind not in (SCALES, GOLDEN):  # where the pictures lie is not remembered
+            raise BuildFailed(
+                "INT8 was calibrated on pictures; build it again: edgepose build --implicit-int8"
+            )
+        source = source or source_of(self._bundle, self._graph, kind)
+        return calibrator(self._bundle, self._graph, source, self.settings.batches[1], self._options.cuda)
 
     def _report(self, built: Built, attempt: Attempt) -> dict[str, Any]:
         with self._opened(built.plan) as backend:
@@ -210,9 +289,9 @@ def reproduce(
 
     Raises NotReproduced beyond the view's limit, EdgeposeError when the bundle has none recorded.
     """
-    # Weak FP16 is made of the FP32 file, and held against what half precision answered.
-    view = f"{graph}.{attempt.view if attempt.precision == 'int8' else attempt.precision}"
     golden, spec = read(bundle), bundle.spec
+    # Weak FP16 and implicit INT8 are made of the FP32 file, and held against what their precision answered.
+    view = f"{graph}.{attempt.view if attempt.view.startswith('int8') else ANSWERS[attempt.precision]}"
     if view not in golden.expected:
         raise EdgeposeError(f"{bundle.path}: has no golden vectors of {view}; export it again")
     found: list[Difference] = []
@@ -227,6 +306,20 @@ def reproduce(
             f"{_figures(furthest)} away, allowed are {_figures(allowed)}"
         )
     return furthest
+
+
+def _require_sight(seeing: FrameEngine, bundle: Bundle, view: str) -> None:
+    """Raises NotReproduced when the engine answers what the kernel prepared as no golden picture."""
+    spec, golden = bundle.spec, read(bundle)
+    fed = [seeing.run({INPUT: known[INPUT]}) for known in golden.known(spec)]
+    seen = [seeing.see(frame)[0] for frame in golden.frames]
+    furthest, allowed = apart(fed, seen, spec), limit(f"{spec.graphs[0]}.{view}", spec)
+    if not furthest.within(allowed):
+        seeing.release()
+        raise NotReproduced(
+            f"the kernel prepares the golden pictures wrongly: answers are {_figures(furthest)} away, "
+            f"allowed are {_figures(allowed)}"
+        )
 
 
 def _figures(difference: Difference) -> str:

@@ -1,7 +1,4 @@
-"""The parameters of `prepare.cu`, the GPU's way from a camera frame to the network's input.
-
-Tested by a host compiler only so far, and no part of the stream yet: a `Backend` is fed by preprocess.py.
-"""
+"""The parameters of `prepare.cu`, the GPU's way from a camera frame to the network's input."""
 
 from __future__ import annotations
 

@@ -17,6 +17,10 @@ Typing = Literal["strong", "weak"]
 
 LADDER = ("int8", "fp16", "fp32")  # an engine that fails gives way to the next; after the last, ONNX Runtime
 
+# The view whose recorded answers an engine of the precision is held against, however it was made.
+ANSWERS = {"int8": "int8.trt", "fp16": "fp16", "fp32": "fp32"}
+NO_ENGINE = "cpu"  # chosen where no engine passed: ONNX Runtime
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:

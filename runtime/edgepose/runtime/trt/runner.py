@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgepose.runtime.backend import Array
 from edgepose.runtime.errors import EdgeposeError, HardwareError
-from edgepose.runtime.trt.cuda import Buffer, Cuda, DeviceLost, OutOfMemory
+from edgepose.runtime.trt.cuda import Buffer, Cuda, DeviceLost, NotRecorded, OutOfMemory
 from edgepose.runtime.trt.listener import Said, listener
 from edgepose.runtime.trt.precision import numpy_type
 
 if TYPE_CHECKING:
     import tensorrt as trt
+
+log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 
@@ -42,6 +45,18 @@ class _Tensor:
         return view
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where on the device an input is written, and with what."""
+
+    address: int
+    dtype: np.dtype[np.generic]
+    stream: int
+
+
+Write = Callable[[Place], None]
+
+
 class TensorRtBackend:
     """A loaded engine. The primary context is pushed and popped about every call, so it may move between
     threads; two at once are a mistake. Host memory is mapped where CPU and GPU share one memory.
@@ -49,8 +64,7 @@ class TensorRtBackend:
 
     def __init__(self, plan: bytes, cuda: Cuda, *, mapped: bool) -> None:
         """Raises EngineRefused for a plan of another board or release, HardwareError when memory runs out."""
-        self._cuda = cuda
-        self._mapped = mapped
+        self.cuda, self.mapped = cuda, mapped
         self._busy = threading.Lock()
         self._lost: str | None = None
         self._closed = False
@@ -61,6 +75,11 @@ class TensorRtBackend:
         self._runtime: trt.Runtime | None = None
         self._engine: trt.ICudaEngine | None = None
         self._context: trt.IExecutionContext | None = None
+        # The work of the last run, and its graph once it was done twice: TensorRT's first run after a change
+        # of shapes sets things up, and must not be recorded.
+        self._work: Hashable = None
+        self._graph: Any = None
+        self._records = True
         try:
             with cuda.current():
                 self._load(plan)
@@ -105,14 +124,14 @@ class TensorRtBackend:
     def _tensor(self, type_name: str, shape: Shape) -> _Tensor:
         dtype = np.dtype(numpy_type(type_name))
         try:
-            buffer = self._cuda.allocate(math.prod(shape) * dtype.itemsize, self._mapped)
+            buffer = self.cuda.allocate(math.prod(shape) * dtype.itemsize, self.mapped)
         except OutOfMemory as error:
             raise self._no_memory(str(error)) from error
         self._buffers.append(buffer)
         return _Tensor(dtype, buffer)
 
     def _no_memory(self, reason: str) -> HardwareError:
-        free, total = (size >> 20 for size in self._cuda.memory())
+        free, total = (size >> 20 for size in self.cuda.memory())
         return OutOfMemory(
             f"the GPU has no memory left for this engine: {reason}; {free} of {total} MiB are free: stop "
             "what else uses it, or build with a smaller --batch"
@@ -145,13 +164,44 @@ class TensorRtBackend:
 
         Raises EdgeposeError for a feed the engine does not take, DeviceLost for ever once the GPU fails.
         """
+        with self.owned():
+            self._require_inputs(feeds.keys())
+            for name, array in feeds.items():
+                tensor = self._inputs[name]
+                if array.dtype != tensor.dtype:
+                    raise EdgeposeError(f"{name}: the engine takes {tensor.dtype}, given was {array.dtype}")
+                self._set_shape(name, array.shape)
+                tensor.host(array.shape)[...] = array
+
+            def upload() -> None:
+                for name, array in feeds.items():
+                    self.cuda.upload(self._inputs[name].buffer, array.nbytes, self._stream)
+
+            return self._run(upload, tuple((name, array.shape) for name, array in feeds.items()))
+
+    def run_written(self, name: str, shape: Shape, write: Write, work: Hashable) -> dict[str, Array]:
+        """As `run`, of an engine whose only input `write` queues the making of, on the device.
+
+        Writes of equal `work` must queue the same: what is recorded is not asked again. Inside `owned`.
+        """
+        self._require_inputs({name})
+        self._set_shape(name, shape)
+        place = Place(self._inputs[name].buffer.address, self._inputs[name].dtype, self._stream)
+        return self._run(lambda: write(place), (shape, work))
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """The engine and its CUDA context are this thread's inside the block; not for two at once.
+
+        Raises DeviceLost for ever once the GPU fails.
+        """
         if self._lost is not None:
             raise DeviceLost(self._lost)
         if not self._busy.acquire(blocking=False):
             raise RuntimeError("two threads run one engine at once; each thread needs its own")
         try:
-            with self._cuda.current():
-                return self._run(feeds)
+            with self.cuda.current():
+                yield
         except DeviceLost as error:
             self._lost = (
                 f"{error}; the engine is lost: start edgepose again, and look into dmesg if it recurs"
@@ -160,30 +210,57 @@ class TensorRtBackend:
         finally:
             self._busy.release()
 
-    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        if feeds.keys() != self._inputs.keys():
-            raise EdgeposeError(f"the engine takes {', '.join(self._inputs)}; given were {', '.join(feeds)}")
-        for name, array in feeds.items():
-            tensor = self._inputs[name]
-            if array.dtype != tensor.dtype:
-                raise EdgeposeError(f"{name}: the engine takes {tensor.dtype}, given was {array.dtype}")
-            self._set_shape(name, array.shape)
-            tensor.host(array.shape)[...] = array
-            self._cuda.upload(tensor.buffer, array.nbytes, self._stream)
-        if not self._execution.execute_async_v3(self._stream):
-            raise DeviceLost(f"TensorRT cannot run the engine: {self._said.why()}")
+    def _require_inputs(self, given: Collection[str]) -> None:
+        if set(given) != self._inputs.keys():
+            raise EdgeposeError(f"the engine takes {', '.join(self._inputs)}; given were {', '.join(given)}")
+
+    def _run(self, fill: Callable[[], None], work: Hashable) -> dict[str, Array]:
+        """What `fill` queues, the engine, its outputs; `work` tells runs apart that queue other things."""
         shapes = {name: tuple(self._execution.get_tensor_shape(name)) for name in self._outputs}
-        for name, tensor in self._outputs.items():
-            size = math.prod(shapes[name]) * tensor.dtype.itemsize
-            self._cuda.download(tensor.buffer, size, self._stream)
-        self._cuda.wait(self._stream)
+
+        def queue() -> None:
+            fill()
+            if not self._execution.execute_async_v3(self._stream):
+                raise DeviceLost(f"TensorRT cannot run the engine: {self._said.why()}")
+            for name, tensor in self._outputs.items():
+                size = math.prod(shapes[name]) * tensor.dtype.itemsize
+                self.cuda.download(tensor.buffer, size, self._stream)
+
+        self._queue(queue, work)
+        self.cuda.wait(self._stream)
         return {name: tensor.host(shapes[name]).copy() for name, tensor in self._outputs.items()}
+
+    def _queue(self, queue: Callable[[], None], work: Hashable) -> None:
+        """As one CUDA graph where the library has them and the same work comes again."""
+        if work != self._work:
+            self._work = work
+            self._drop_graph()
+            queue()
+            return
+        if self._graph is None and self._records:
+            self._record(queue)
+        if self._graph is None:
+            queue()
+        else:
+            self.cuda.replay(self._graph, self._stream)
+
+    def _record(self, queue: Callable[[], None]) -> None:
+        try:
+            self._graph = self.cuda.record(self._stream, queue)
+        except NotRecorded as error:
+            log.warning("%s; it runs step by step", error)
+        self._records = self._graph is not None
+
+    def _drop_graph(self) -> None:
+        if self._graph is not None:
+            self.cuda.forget(self._graph)
+            self._graph = None
 
     def describe(self) -> str:
         """What TensorRT's inspector tells about the engine's layers, as JSON."""
         import tensorrt as trt
 
-        with self._cuda.current():
+        with self.cuda.current():
             inspector = self._model.create_engine_inspector()
             return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
@@ -193,11 +270,12 @@ class TensorRtBackend:
             return
         self._closed = True
         with suppress(DeviceLost):
-            with self._cuda.current():
+            with self.cuda.current():
+                self._drop_graph()
                 self._context = self._engine = self._runtime = None  # in this order, inside the context
                 for buffer in self._buffers:
-                    self._cuda.free(buffer)
-            self._cuda.close()
+                    self.cuda.free(buffer)
+            self.cuda.close()
         self._buffers.clear()
 
     def __enter__(self) -> TensorRtBackend:

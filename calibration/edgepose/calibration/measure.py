@@ -1,0 +1,192 @@
+"""Every artefact over the same pictures with one evaluator: the rows of the ledger."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepose.calibration.boxes import Boxes
+from edgepose.calibration.dataset import Dataset
+from edgepose.calibration.ledger import Gates, Latency, Ledger, Row
+from edgepose.calibration.quality import assess
+from edgepose.calibration.sample import Person
+from edgepose.calibration.score import bootstrap_difference, evaluate, keypoint_drift
+from edgepose.calibration.watch import Look, Watch, compared
+from edgepose.runtime.backend import CPU_VIEWS, Backend, open_backend
+from edgepose.runtime.bundle import Bundle
+from edgepose.runtime.estimator import Estimator
+from edgepose.runtime.oks import F64
+from edgepose.runtime.poses import Poses
+from edgepose.runtime.preprocess import Letterbox
+from edgepose.runtime.progress import track
+from edgepose.runtime.spec import Spec
+from edgepose.runtime.topdown.crop import Regions
+from edgepose.runtime.topdown.twostage import TwoStage
+
+ONNX_FP32, ONNX_INT8 = "ONNX FP32 (CPU)", "ONNX INT8 (CPU)"
+LEDGER = "ledger.json"  # in a bundle
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """One form of the model that can be asked for poses."""
+
+    stage: str
+    # Of a picture, and of the boxes and scores of its people where the network sees one person at a time.
+    estimate: Callable[..., Poses]
+    size_bytes: int
+    watch: Watch | None = None  # of a network that looks twice
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the artefacts are shown: labelled pictures, and where people are if the network has to be told."""
+
+    pictures: Dataset
+    people: Sequence[Boxes] | None = None  # of each picture
+    found_by: str = ""
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        """What an artefact's `estimate` takes for a picture."""
+        image = self.pictures[index].image
+        return (image,) if self.people is None else (image, *self.people[index])
+
+    def scale(self, index: int, poses: Poses, spec: Spec) -> float | F64:
+        """Pixels of the network's input for one of the picture, for all `poses` or for each (P,)."""
+        size = (spec.width, spec.height)
+        if self.people is None:
+            return Letterbox.fit(self.pictures.size(index), size).scale_x
+        regions = Regions.around(self.people[index].boxes, size)
+        middles = (poses.boxes[:, :2] + poses.boxes[:, 2:]) / 2
+        away = np.linalg.norm(middles[:, None] - regions.centres[None], axis=-1)  # (P, R)
+        return (size[0] - 1) / regions.sides[away.argmin(1), 0] if len(regions) else np.ones(len(poses))
+
+
+def artefact_of(stage: str, backends: Sequence[Backend], spec: Spec, precision: str, size: int) -> Artefact:
+    """The estimator of the spec's graphs, whose `backends` are in their order."""
+    if spec.resize == "crop":
+        coarse, fine = backends
+        limit = spec.limit(precision)
+        watch = Watch(coarse, limit)
+        return Artefact(stage, TwoStage(watch, fine, spec, limit), size, watch)
+    (backend,) = backends
+    return Artefact(stage, Estimator(backend, spec), size)
+
+
+@contextmanager
+def cpu_artefacts(bundle: Bundle, threads: int) -> Iterator[list[Artefact]]:
+    """What of the bundle ONNX Runtime runs here, FP32 first."""
+    spec, found = bundle.spec, []
+    with ExitStack() as stack:
+        for stage, precision in ((ONNX_FP32, "fp32"), (ONNX_INT8, "int8")):
+            names = [f"{graph}.{CPU_VIEWS[precision]}.onnx" for graph in spec.graphs]
+            if bundle.files.keys() >= set(names):
+                backends = [
+                    stack.enter_context(open_backend(bundle, precision, graph, threads))
+                    for graph in spec.graphs
+                ]
+                size = sum((bundle.folder / name).stat().st_size for name in names)
+                found.append(artefact_of(stage, backends, spec, precision, size))
+        yield found
+
+
+@dataclass(slots=True)
+class Run:
+    """What one artefact said and how long it took, picture by picture."""
+
+    artefact: Artefact
+    poses: list[Poses] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)  # of networks that look twice
+
+
+def run_all(found: Sequence[Artefact], shown: Shown) -> list[Run]:
+    """Show every picture to every artefact in turns, so that a slow moment of the machine hits them all."""
+    runs = [Run(artefact) for artefact in found]
+    first = shown[0]
+    for artefact in found:
+        artefact.estimate(*first)  # the first call pays for set-up that no later one sees
+        if artefact.watch is not None:
+            artefact.watch.seen()
+    for index in track(range(len(shown)), "verify"):
+        picture = shown[index]
+        for run in runs:
+            start = time.perf_counter()
+            poses = run.artefact.estimate(*picture)
+            run.seconds.append(time.perf_counter() - start)
+            run.poses.append(poses)
+            if run.artefact.watch is not None:
+                run.looks.append(run.artefact.watch.seen())
+    return runs
+
+
+def ledger_of(runs: Sequence[Run], shown: Shown, spec: Spec, gates: Gates, min_height_px: float) -> Ledger:
+    """Score every run against the labels and against the first run."""
+    data = shown.pictures
+    truth = [data.people(index) for index in range(len(data))]
+    scales = [shown.scale(index, poses, spec) for index, poses in enumerate(runs[0].poses)]
+    rows = [_row(run, runs[0], (truth, scales), spec, min_height_px) for run in runs]
+    rows = [rows[0], *(_with_interval(row, rows[0]) for row in rows[1:])]
+    boxes = {"boxes": shown.found_by} if shown.found_by else {}
+    return Ledger(tuple(rows), gates, environment(), {"evaluation": data.source, **boxes})
+
+
+def _row(
+    run: Run,
+    baseline: Run,
+    labels: tuple[list[tuple[Person, ...]], list[float | F64]],
+    spec: Spec,
+    min_height_px: float,
+) -> Row:
+    truth, scales = labels
+    drift = None
+    if run is not baseline:
+        drift = keypoint_drift(baseline.poses, run.poses, spec.joints(), spec.score_threshold, scales)
+    return Row(
+        stage=run.artefact.stage,
+        score=evaluate(truth, run.poses, spec.joints(), min_height_px),
+        drift=drift,
+        latency=Latency.of(run.seconds),
+        size_bytes=run.artefact.size_bytes,
+        quality=assess(truth, run.poses, spec.joints(), min_height_px),
+        looks=compared(run.looks, None if run is baseline else baseline.looks, spec.sharp_cells or 0),
+    )
+
+
+def _with_interval(row: Row, baseline: Row) -> Row:
+    return replace(row, difference=bootstrap_difference(row.score, baseline.score))
+
+
+def environment() -> dict[str, str]:
+    """What the figures depend on."""
+    return {
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "python": platform.python_version(),
+    }
+
+
+def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def with_ledger(bundle: Bundle, ledger: Ledger) -> Bundle:
+    """Publish the bundle with this ledger inside."""
+    text = json.dumps(ledger.to_dict(), indent=1, allow_nan=False) + "\n"
+    return bundle.with_files({LEDGER: text.encode()})
