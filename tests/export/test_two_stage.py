@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from edgepose.calibration.boxes import Boxes
 from edgepose.calibration.dataset import Dataset, open_dataset
+from edgepose.calibration.evaluation import Shown
 from edgepose.calibration.ledger import Gates, Looks
 from edgepose.compression.execution import Outputs
 from edgepose.compression.graph import Array
-from edgepose.export.verification import Artefact, Shown, ledger_of, run_all
+from edgepose.export.verification import Artefact, ledger_of, run_all
 from edgepose.export.watch import Look, Watch, compared
 from edgepose.runtime.agreement import LookDifference, look_difference, shared_cells
 from edgepose.runtime.backend import Backend

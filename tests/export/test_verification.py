@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from edgepose.calibration.dataset import Dataset, open_dataset
+from edgepose.calibration.evaluation import Shown
 from edgepose.calibration.ledger import Gates
 from edgepose.export import plots
-from edgepose.export.verification import Artefact, Run, Shown, TorchBackend, ledger_of, run_all
+from edgepose.export.verification import Artefact, Run, TorchBackend, ledger_of, run_all
 from edgepose.runtime.poses import Poses, boxes_of
 from edgepose.runtime.preprocess import U8, Letterbox
 from edgepose.runtime.spec import Spec

@@ -266,6 +266,17 @@ def prove_apart(names: Sequence[str], mine: _Look, exclude: Dataset) -> Exclusio
     return Exclusion(exclude.source, len(theirs.pixels), _digest(theirs.pixels), 0, len(_near(mine, theirs)))
 
 
+def require_apart(manifest: Manifest, data: Dataset) -> None:
+    """Raises GateFailed when evaluation data has a picture of the set that a network was calibrated on."""
+    calibrated = {entry.pixels: entry.index for entry in manifest.images}
+    for index in track(range(len(data)), "Hashing the evaluation pictures", len(data)):
+        if (place := calibrated.get(data.fingerprint(index))) is not None:
+            raise GateFailed(
+                f"{data.source}: its picture {index} is picture {place} of {manifest.source}, which INT8 was "
+                "calibrated on, so that its accuracy would flatter; give other --data"
+            )
+
+
 def _pictures(dataset: Dataset, description: str) -> Iterator[U8]:
     for index in track(range(len(dataset)), description, len(dataset)):
         yield dataset[index].image

@@ -12,16 +12,28 @@ import click
 from rich.console import Console
 
 from edgepose.calibration.boxes import Finder, Labels, open_detector, read_detections
+from edgepose.calibration.calibration_set import Manifest, require_apart
 from edgepose.calibration.dataset import Dataset, open_dataset
+from edgepose.calibration.evaluation import Shown
 from edgepose.calibration.ledger import Gates, joints_table, looks_table, quality_table, table
-from edgepose.export.verification import Shown, Sources, artefacts, ledger_of, run_all, with_ledger
+from edgepose.compression.answers import Answers
+from edgepose.compression.artefact import MANIFEST
+from edgepose.compression.blame import Judge, advice, blame, points_table
+from edgepose.compression.blame import table as blame_table
+from edgepose.compression.graph import load_onnx
+from edgepose.compression.groups import switches_of
+from edgepose.export.plots import frontier
+from edgepose.export.verification import Sources, artefacts, environment, ledger_of, run_all, with_ledger
+from edgepose.runtime.backend import CPU_VIEWS
 from edgepose.runtime.bundle import ZIP_SUFFIX, Bundle
+from edgepose.runtime.drafts import draft_file, write_json
 from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.runtime.progress import track
 from edgepose.runtime.spec import Spec
 from edgepose.training import models
 
 TRUTH = "truth"
+SHOWN_LAYERS = 20  # of a ranking; all are in blame.json
 DEFAULT_DATA = "synthetic:count=300,seed=7"
 
 
@@ -71,6 +83,12 @@ DEFAULT_DATA = "synthetic:count=300,seed=7"
     show_default=True,
     help="Gate: points that the share of people looked at again may differ from FP32's.",
 )
+@click.option(
+    "--blame",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Instead: which layers' INT8 costs how much. Into this folder; a killed run goes on where it was.",
+)
 @click.option("--min-ap", type=float, help="Gate: points of AP that the FP32 model itself must reach.")
 @click.option("--threads", default=1, show_default=True, help="CPU threads of every artefact.")
 @click.option("--per-joint", is_flag=True, help="Also print the OKS of every joint.")
@@ -87,6 +105,7 @@ def verify(
     boxes: str | None,
     min_region_overlap: float,
     max_refined_shift: float,
+    folder: Path | None,
     min_ap: float | None,
     threads: int,
     per_joint: bool,
@@ -96,6 +115,9 @@ def verify(
 
     Every picture is shown to all artefacts in turns, so their times can be compared. AP and AR are against
     the labels, drift is against torch FP32.
+
+    With --blame each layer is INT8 by itself, and all but it are; a few dozen pictures will do. The layers
+    are ranked by what they cost, and as many of the worst are to stay float as the gates ask for.
     """
     opened = Bundle.open(bundle)
     dataset = open_dataset(data)
@@ -112,6 +134,15 @@ def verify(
         min_region_overlap / 100,
         max_refined_shift / 100,
     )
+    if folder is not None:
+        _blame(
+            opened,
+            _shown(dataset, opened.spec, boxes, threads),
+            folder,
+            (gates, min_height, threads),
+            as_json,
+        )
+        return
     sources = Sources(opened, weights or models.shipped_weights(opened.spec.model), compressed, threads)
     shown = _shown(dataset, opened.spec, boxes, threads)
     with artefacts(sources) as found:
@@ -128,6 +159,33 @@ def verify(
         if per_joint:
             console.print(joints_table(ledger, opened.spec.joints().joints))
     if failures := ledger.verdict():
+        raise GateFailed("a gate failed: " + "; ".join(failures))
+
+
+def _blame(bundle: Bundle, shown: Shown, folder: Path, how: tuple[Gates, float, int], as_json: bool) -> None:
+    """Rank the INT8 layers; raises GateFailed when the gates ask for float ones."""
+    gates, min_height, threads = how
+    fp32, int8 = (
+        {graph: load_onnx(bundle.graph(graph, CPU_VIEWS[precision])) for graph in bundle.spec.graphs}
+        for precision in ("fp32", "int8")
+    )
+    manifest = bundle.read(MANIFEST, "the calibration manifest")
+    require_apart(Manifest.from_dict(manifest, bundle.path / MANIFEST), shown.pictures)
+    switches = switches_of(fp32, int8, (bundle.spec.width, bundle.spec.height))
+    answers = Answers(folder / "answers", switches, shown, bundle.spec, threads)
+    found = blame(Judge(answers, gates, min_height))
+    about = {"bundle": str(bundle.path), "evaluation": shown.pictures.source, **environment()}
+    write_json(folder / "blame.json", {**about, **found.to_dict()})
+    with draft_file(folder / "frontier.png") as temporary:
+        temporary.write_bytes(frontier(found))
+    if as_json:
+        print(json.dumps({**about, **found.to_dict()}, indent=1))
+    else:
+        console = Console(file=sys.stdout, width=100)
+        console.print(blame_table(found, SHOWN_LAYERS))
+        console.print(points_table(found))
+        console.print(advice(found), soft_wrap=True, markup=False)
+    if failures := found.frontier[0].failures:
         raise GateFailed("a gate failed: " + "; ".join(failures))
 
 

@@ -11,13 +11,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import torch
 
-from edgepose.calibration.boxes import Boxes
-from edgepose.calibration.dataset import Dataset
+from edgepose.calibration.evaluation import Shown
 from edgepose.calibration.ledger import Gates, Latency, Ledger, Row
 from edgepose.calibration.quality import assess
 from edgepose.calibration.sample import Person
@@ -32,10 +30,8 @@ from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.estimator import Estimator
 from edgepose.runtime.oks import F64
 from edgepose.runtime.poses import Poses
-from edgepose.runtime.preprocess import Letterbox
 from edgepose.runtime.progress import track
 from edgepose.runtime.spec import Spec
-from edgepose.runtime.topdown.crop import Regions
 from edgepose.runtime.topdown.twostage import TwoStage
 
 TORCH_FP32, TORCH_INT8 = "torch FP32", "torch INT8 (NNCF)"
@@ -86,33 +82,6 @@ class Sources:
     weights: Path
     compressed: Path | None = None  # what `edgepose compress` wrote: adds the quantized torch row
     threads: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """What the artefacts are shown: labelled pictures, and where people are if the network has to be told."""
-
-    pictures: Dataset
-    people: Sequence[Boxes] | None = None  # of each picture
-    found_by: str = ""
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        """What an artefact's `estimate` takes for a picture."""
-        image = self.pictures[index].image
-        return (image,) if self.people is None else (image, *self.people[index])
-
-    def scale(self, index: int, poses: Poses, spec: Spec) -> float | F64:
-        """Pixels of the network's input for one of the picture, for all `poses` or for each (P,)."""
-        size = (spec.width, spec.height)
-        if self.people is None:
-            return Letterbox.fit(self.pictures.size(index), size).scale_x
-        regions = Regions.around(self.people[index].boxes, size)
-        middles = (poses.boxes[:, :2] + poses.boxes[:, 2:]) / 2
-        away = np.linalg.norm(middles[:, None] - regions.centres[None], axis=-1)  # (P, R)
-        return (size[0] - 1) / regions.sides[away.argmin(1), 0] if len(regions) else np.ones(len(poses))
 
 
 @contextmanager
