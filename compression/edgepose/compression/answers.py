@@ -113,7 +113,7 @@ def _keep(path: Path, found: Sequence[Poses]) -> None:
 def _kept(path: Path, pictures: int) -> list[Poses] | None:
     """What is kept there; None if nothing or nothing whole is."""
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             counts, *fields = (arrays[name] for name in arrays.files)
             ends = np.cumsum(counts)[:-1]
             found = [Poses(*parts) for parts in zip(*(np.split(each, ends) for each in fields), strict=True)]

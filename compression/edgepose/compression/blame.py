@@ -128,6 +128,7 @@ class Judge:
         )  # (I,)
         self._taken = _draws(self._people)
         self._macs = sum(switches.macs for switches in answers.switches.values())
+        self._none, self._every = self._of(self.all), self._of(frozenset())
 
     def _counts(self, person: Person) -> bool:
         return not person.crowd and bool(person.visibility.any()) and person.box[3] >= self._least_px
@@ -135,6 +136,9 @@ class Judge:
     def _scored(self, found: Sequence[Poses]) -> Row:
         judged = (self._truth, found, self.answers.spec.joints(), self._least_px)
         return Row("FP32", evaluate(*judged), quality=assess(*judged))
+
+    def _of(self, floats: frozenset[str]) -> _Figures:
+        return self._figures(self.answers.of(floats))
 
     def _figures(self, found: Sequence[Poses]) -> _Figures:
         joints, least = self.answers.spec.joints(), self.answers.spec.score_threshold
@@ -149,12 +153,10 @@ class Judge:
 
     def cost(self, group: Group) -> Blamed:
         """What the group's INT8 costs, when it is the first and when it is the last to become INT8."""
-        none, alone, last, every = (
-            self._figures(self.answers.of(floats))
-            for floats in (self.all, self.all - {group.name}, {group.name}, frozenset())
-        )
-        oks = [self._mean(better.oks - worse.oks) for better, worse in ((none, alone), (last, every))]
-        drift = (self._drift(alone), self._drift(every) - self._drift(last))
+        alone, last = self._of(self.all - {group.name}), self._of(frozenset({group.name}))
+        pairs = ((self._none, alone), (last, self._every))
+        oks = [self._mean(better.oks - worse.oks) for better, worse in pairs]
+        drift = (self._drift(alone), self._drift(self._every) - self._drift(last))
         chance = (1 - LEVEL) / 2 / len(self.answers.groups)  # of being beyond it by chance (Bonferroni)
         certain = bool(np.quantile((oks[0] + oks[1])[1:], chance) > 0)
         return Blamed(group, _cost(*oks), _cost(*drift), certain)
