@@ -167,7 +167,7 @@ def test_costs_are_the_closed_forms() -> None:
 def test_the_frontier_is_walked_one_by_one_until_the_gates_hold() -> None:
     judge = Judge(Planned(), Gates(max_ap_loss=0.3))  # type: ignore[arg-type]
     ranking = sorted((judge.cost(group) for group in judge.answers.groups), key=lambda b: b.oks.mean)
-    points = list(walk(judge, ranking[::-1]))
+    points = list(walk(judge, [each.group for each in ranking[::-1]]))
     assert [point.floats for point in points] == [0, 1, 2]
     assert [point.macs for point in points] == [0.8, 0.6, 0]
     assert "points of AP" in points[0].failures[0]
@@ -175,4 +175,6 @@ def test_the_frontier_is_walked_one_by_one_until_the_gates_hold() -> None:
     assert [each.group.name for each in found.islands] == ["loses", "shifts"]
     assert "leave 2 of 2 layers float: loses, shifts" in advice(found)
     free = Judge(Planned(), Gates(max_ap_loss=1, max_median_drift_px=9))  # type: ignore[arg-type]
-    assert advice(Blame(tuple(ranking), tuple(walk(free, ranking)))).startswith("All layers can be INT8")
+    assert advice(Blame(tuple(ranking), tuple(walk(free, [each.group for each in ranking])))).startswith(
+        "All layers can be INT8"
+    )

@@ -118,6 +118,15 @@ def test_same_scales_as_the_onnx_file(quantized_torch: nn.Module, quantized: Qua
         np.testing.assert_allclose(mine.scale.detach().numpy().reshape(-1) / 127, theirs, rtol=2e-2)
 
 
+def test_layers_kept_float_in_onnx_are_in_torch_too(standin: Any, images: list[F32]) -> None:
+    keep = {"layer1": "asked for", "layer2.short": "too", "Add_add_60": "has no name here"}
+    kept = quantize_torch(standin, images[:2], "qrpose", keep).state_dict()
+    weights = {name.split(":")[0] for name in kept if "weight" in name and "nncf" in name}
+    assert weights
+    assert not [name for name in weights if "layer1" in name or "short" in name]
+    assert [name for name in weights if "layer2" in name]
+
+
 def test_saved_and_rebuilt_bit_for_bit(
     tmp_path: Path, quantized_torch: nn.Module, standin: Any, images: list[F32]
 ) -> None:

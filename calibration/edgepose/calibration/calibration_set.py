@@ -371,6 +371,16 @@ def load_calibration_set(folder: Path) -> CalibrationSet:
     return CalibrationSet(folder, manifest, sha256(path))
 
 
+def require_useful(found: CalibrationSet) -> None:
+    """Raises EdgeposeError when too few pictures show anything to take activation ranges from."""
+    useful = sum(bool((image != image[0, 0]).any()) for image in found.images())
+    if useful < FEWEST:
+        raise EdgeposeError(
+            f"{found.folder}: {useful} of its {len(found)} pictures show more than one colour, a calibration "
+            f"needs {FEWEST} or more; make the set again: edgepose calibrate"
+        )
+
+
 def audit(folder: Path, exclude: Dataset) -> Exclusion:
     """Check an existing set against evaluation data: hashes, size, coverage and that no picture is shared."""
     found = load_calibration_set(folder)

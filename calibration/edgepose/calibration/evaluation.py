@@ -8,13 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from edgepose.calibration.boxes import Boxes
+from edgepose.calibration.boxes import Boxes, Finder
 from edgepose.calibration.dataset import Dataset
+from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.oks import F64
 from edgepose.runtime.poses import Poses
 from edgepose.runtime.preprocess import Letterbox
+from edgepose.runtime.progress import track
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown.crop import Regions
+
+TRUTH = "truth"  # the labels' boxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +46,17 @@ class Shown:
         middles = (poses.boxes[:, :2] + poses.boxes[:, 2:]) / 2
         away = np.linalg.norm(middles[:, None] - regions.centres[None], axis=-1)  # (P, R)
         return (size[0] - 1) / regions.sides[away.argmin(1), 0] if len(regions) else np.ones(len(poses))
+
+
+def told(pictures: Dataset, finder: Finder, name: str) -> Shown:
+    """The pictures with the people that `finder`, called `name`, finds in them."""
+    places = track(range(len(pictures)), "Finding people")
+    return Shown(pictures, finder.find(pictures[index] for index in places), name)
+
+
+def require_skeleton(pictures: Dataset, spec: Spec) -> None:
+    """Raises EdgeposeError when people are labelled with other joints than the network finds."""
+    if pictures.skeleton != spec.joints():
+        raise EdgeposeError(
+            f"{pictures.source}: its joints are {pictures.skeleton.name}, the bundle's {spec.skeleton}"
+        )

@@ -83,10 +83,14 @@ class Answers:
             return kept
         models = {name: each.model(floats) for name, each in self.switches.items()}
         precision = "fp32" if all(group.name in floats for group in self.groups) else "int8"
-        with estimator(models, self.spec, precision, self._threads) as estimate:
-            found = [estimate(*picture) for picture in self._pictures]
+        found = self.ask(models, self.spec, precision)
         _keep(path, found)
         return found
+
+    def ask(self, models: Mapping[str, ModelProto], spec: Spec, precision: str) -> list[Poses]:
+        """The poses that other graphs of the same network give; nothing is kept."""
+        with estimator(models, spec, precision, self._threads) as estimate:
+            return [estimate(*picture) for picture in self._pictures]
 
 
 def _require_same_question(folder: Path, question: Mapping[str, Any]) -> None:

@@ -57,6 +57,19 @@ class Point:
     row: Row  # held against the FP32 graph's
     failures: tuple[str, ...]  # gates that it fails, in words
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        row = self.row
+        return {
+            "floats": self.floats,
+            "int8_macs": self.macs,
+            "oks": self.oks,
+            "ap": row.score.ap,
+            "ap_difference": row.difference and row.difference._asdict(),
+            "drift_px": row.drift and asdict(row.drift),
+            "failures": list(self.failures),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Blame:
@@ -83,22 +96,9 @@ class Blame:
                 }
                 for each in self.ranking
             ],
-            "frontier": [_point_to_dict(point) for point in self.frontier],
+            "frontier": [point.to_dict() for point in self.frontier],
             "islands": [each.group.name for each in self.islands],
         }
-
-
-def _point_to_dict(point: Point) -> dict[str, Any]:
-    row = point.row
-    return {
-        "floats": point.floats,
-        "int8_macs": point.macs,
-        "oks": point.oks,
-        "ap": row.score.ap,
-        "ap_difference": row.difference and row.difference._asdict(),
-        "drift_px": row.drift and asdict(row.drift),
-        "failures": list(point.failures),
-    }
 
 
 class _Figures(NamedTuple):
@@ -169,10 +169,10 @@ class Judge:
         """(S,) pixels of each draw."""
         return np.asarray(self._taken @ figures.moved / np.maximum(self._taken @ figures.matched, 1))
 
-    def point(self, ranking: Sequence[Blamed], floats: int) -> Point:
-        """The network with the first `floats` groups of the ranking float."""
-        found = self.answers.of(frozenset(each.group.name for each in ranking[:floats]))
-        return self.judged(found, floats, sum(each.group.macs for each in ranking[floats:]))
+    def point(self, groups: Sequence[Group], floats: int) -> Point:
+        """The network with the first `floats` of all groups float."""
+        found = self.answers.of(frozenset(group.name for group in groups[:floats]))
+        return self.judged(found, floats, sum(group.macs for group in groups[floats:]))
 
     def judged(self, found: Sequence[Poses], floats: int, int8_macs: int) -> Point:
         """What these poses are worth, of a network with so many groups float and multiplications INT8."""
@@ -205,7 +205,7 @@ def _cost(alone: F64, last: F64) -> Cost:
 def blame(judge: Judge) -> Blame:
     """Ask for every group alone and for all but each, rank them, and walk the frontier."""
     ranking = rank(judge)
-    return Blame(ranking, tuple(walk(judge, ranking)))
+    return Blame(ranking, tuple(walk(judge, [blamed.group for blamed in ranking])))
 
 
 def rank(judge: Judge) -> tuple[Blamed, ...]:
@@ -221,13 +221,13 @@ def _badness(blamed: Blamed) -> tuple[float, float]:
     return (blamed.oks.mean if blamed.certain else 0.0, blamed.drift_px.mean)
 
 
-def walk(judge: Judge, ranking: Sequence[Blamed]) -> Iterator[Point]:
+def walk(judge: Judge, groups: Sequence[Group]) -> Iterator[Point]:
     """Points of the frontier: one group more float each time until the gates hold, then twice as many."""
-    floats, step, count, held = 0, 1, len(ranking), False
+    floats, step, count, held = 0, 1, len(groups), False
     with progress_bar() as bar:
         task = bar.add_task("blame: the frontier", total=count)
         while True:
-            point = judge.point(ranking, floats)
+            point = judge.point(groups, floats)
             yield point
             bar.update(task, completed=floats)
             if floats == count:

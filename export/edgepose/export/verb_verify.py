@@ -14,7 +14,7 @@ from rich.console import Console
 from edgepose.calibration.boxes import Finder, Labels, open_detector, read_detections
 from edgepose.calibration.calibration_set import Manifest, require_apart
 from edgepose.calibration.dataset import Dataset, open_dataset
-from edgepose.calibration.evaluation import Shown
+from edgepose.calibration.evaluation import TRUTH, Shown, require_skeleton, told
 from edgepose.calibration.ledger import Gates, joints_table, looks_table, quality_table, table
 from edgepose.compression.answers import Answers
 from edgepose.compression.artefact import MANIFEST
@@ -28,11 +28,9 @@ from edgepose.runtime.backend import CPU_VIEWS
 from edgepose.runtime.bundle import ZIP_SUFFIX, Bundle
 from edgepose.runtime.drafts import draft_file, write_json
 from edgepose.runtime.errors import EdgeposeError, GateFailed
-from edgepose.runtime.progress import track
 from edgepose.runtime.spec import Spec
 from edgepose.training import models
 
-TRUTH = "truth"
 SHOWN_LAYERS = 20  # of a ranking; all are in blame.json
 DEFAULT_DATA = "synthetic:count=300,seed=7"
 
@@ -121,10 +119,7 @@ def verify(
     """
     opened = Bundle.open(bundle)
     dataset = open_dataset(data)
-    if dataset.skeleton != opened.spec.joints():
-        raise EdgeposeError(
-            f"{data}: its joints are {dataset.skeleton.name}, the bundle's {opened.spec.skeleton}"
-        )
+    require_skeleton(dataset, opened.spec)
     least = None if min_ap is None else min_ap / 100
     gates = Gates(
         max_ap_loss / 100,
@@ -197,9 +192,7 @@ def _shown(dataset: Dataset, spec: Spec, boxes: str | None, threads: int) -> Sho
         return Shown(dataset)
     source = boxes or TRUTH
     with _finder(source, threads) as finder:
-        places = track(range(len(dataset)), "Finding people")
-        found = finder.find(dataset[index] for index in places)
-    return Shown(dataset, found, source if source == TRUTH else Path(source).name)
+        return told(dataset, finder, source if source == TRUTH else Path(source).name)
 
 
 @contextmanager
