@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,11 @@ def test_same_scales_as_the_onnx_file(quantized_torch: nn.Module, quantized: Qua
 
 def test_layers_kept_float_in_onnx_are_in_torch_too(standin: Any, images: list[F32]) -> None:
     keep = {"layer1": "asked for", "layer2.short": "too", "Add_add_60": "has no name here"}
-    kept = quantize_torch(standin, images[:2], "qrpose", keep).state_dict()
-    weights = {name.split(":")[0] for name in kept if "weight" in name and "nncf" in name}
-    assert weights
-    assert not [name for name in weights if "layer1" in name or "short" in name]
-    assert [name for name in weights if "layer2" in name]
+    state = quantize_torch(standin, images[:2], "qrpose", keep).state_dict()
+    found = (re.search(r"pre_hooks\.(.+)/conv2d/0__1\.0\.scale", name) for name in state)  # of weights
+    layers = {match[1] for match in found if match}
+    assert not layers & {"layer1/first/0", "layer1/second/0", "layer2/short"}
+    assert layers >= {"layer2/first/0", "layer2/second/0", "lateral1", "inst/0"}
 
 
 def test_saved_and_rebuilt_bit_for_bit(

@@ -126,7 +126,7 @@ def compress(
         source = replace(source, spec=found.spec)
         if len(source.graphs) == 1:  # NNCF's torch backend follows one module
             images = [one[INPUT] for one in known]
-            kept = {**keep, **found.keep}
+            kept = {**found.keep, **keep}
             save_quantized_torch(draft / TORCH, quantize_torch(model, images, opened.spec.family, kept))
         write(
             draft,
@@ -178,7 +178,7 @@ def _quantized(
     if asked is None:
         return Islands(NOTHING, None, *_quantize(source, known, keep))
     return float_islands(
-        asked, source.graphs, lambda more: _quantize(source, known, {**keep, **more}), folder
+        asked, source.graphs, lambda more: _quantize(source, known, {**more, **keep}), folder
     )
 
 
