@@ -121,7 +121,7 @@ def test_blame_ranks_draws_and_goes_on_where_it_was(tmp_path: Path, capsys) -> N
     answers = {path: path.stat().st_mtime_ns for path in (folder / "answers").iterdir()}
     assert run(*asked, "--max-drift", 0) == 1
     out, err = capsys.readouterr()
-    assert "a gate failed: 0 float: joints move by" in err
+    assert "a gate failed: 0 layers float: joints move by" in err
     assert re.search(r"leave \d+ of 12 layers float: \w", out)
     # Only points of the frontier that were not asked for before are new.
     assert all(path.stat().st_mtime_ns == before for path, before in answers.items())

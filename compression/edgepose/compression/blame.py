@@ -123,9 +123,8 @@ class Judge:
         self._float = answers.of(self.all)
         self._scales = [shown.scale(index, poses, spec) for index, poses in enumerate(self._float)]
         self._baseline = self._scored(self._float)
-        self._people = np.array(
-            [sum(map(self._counts, people)) for people in self._truth], np.float64
-        )  # (I,)
+        counted = [sum(map(self._counts, people)) for people in self._truth]
+        self._people = np.array(counted, np.float64)  # (I,)
         self._taken = _draws(self._people)
         self._macs = sum(switches.macs for switches in answers.switches.values())
         self._none, self._every = self._of(self.all), self._of(frozenset())
@@ -179,7 +178,7 @@ class Judge:
         row, spec = self._scored(found), self.answers.spec
         row = replace(
             row,
-            stage=f"{floats} float",
+            stage=f"{floats} layers float",
             drift=keypoint_drift(self._float, found, spec.joints(), spec.score_threshold, self._scales),
             difference=bootstrap_difference(row.score, self._baseline.score),
         )

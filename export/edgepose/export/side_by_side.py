@@ -3,7 +3,7 @@
     python -m edgepose.export.side_by_side BUNDLE --calibration SET --data DATA --out build/side
 
 Everything runs on ONNX Runtime's CPU through the same backend, in turns, in one process. Leaves side.json and
-the ONNX files in the folder.
+the ONNX files in the folder. nvidia-modelopt takes part where it can be imported.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
+import numpy as np
 import onnx
 from onnx import ModelProto
 from rich import box
@@ -95,12 +98,35 @@ def _onnxruntime(job: Job, *, planned: bool) -> None:
     )
 
 
+def _modelopt(job: Job) -> None:
+    """NVIDIA's own tool for ONNX files, of the largest values met, as it comes but for float32 outside INT8."""
+    tool = require("modelopt.onnx.quantization")
+    pictures = np.concatenate([feed[INPUT] for feed in job.feeds])
+    shape = "x".join(map(str, pictures[:1].shape))
+    with TemporaryDirectory(prefix="edgepose-") as folder:  # it writes more than its result
+        fp32, int8 = (str(Path(folder) / f"{name}.onnx") for name in ("fp32", "int8"))
+        onnx.save(job.model, fp32)
+        tool.quantize(
+            fp32,
+            quantize_mode="int8",
+            calibration_data={INPUT: pictures},
+            calibration_method="max",
+            calibration_shapes=f"{INPUT}:{shape}",
+            calibration_eps=["cpu"],
+            high_precision_dtype="fp32",
+            output_path=int8,
+        )
+        onnx.save(onnx.load(int8), job.path)
+
+
 TOOLS: dict[str, Callable[[Job], None]] = {
     "NNCF, edgepose": _edgepose,
     "NNCF, defaults": _nncf,
     "onnxruntime": partial(_onnxruntime, planned=False),
     "onnxruntime, our float plan": partial(_onnxruntime, planned=True),
 }
+if find_spec("modelopt") is not None:  # no dependency: the README says how to install it beside ours
+    TOOLS["modelopt"] = _modelopt
 
 
 @dataclass(frozen=True, slots=True)
