@@ -99,7 +99,7 @@ def _onnxruntime(job: Job, *, planned: bool) -> None:
 
 
 def _modelopt(job: Job) -> None:
-    """NVIDIA's own tool for ONNX files, of the largest values met, as it comes but for float32 outside INT8."""
+    """NVIDIA's own tool for ONNX files, by the largest values met, with float32 outside INT8."""
     tool = require("modelopt.onnx.quantization")
     pictures = np.concatenate([feed[INPUT] for feed in job.feeds])
     shape = "x".join(map(str, pictures[:1].shape))
