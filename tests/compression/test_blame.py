@@ -164,17 +164,27 @@ def test_costs_are_the_closed_forms() -> None:
     assert loses.oks.low < loses.oks.mean < loses.oks.high
 
 
-def test_the_frontier_is_walked_one_by_one_until_the_gates_hold() -> None:
+def test_the_frontier_is_walked_one_by_one_until_the_gates_hold_and_then_faster() -> None:
+    groups = Planned().groups * 6
+
+    def point(given: list[Group], floats: int) -> SimpleNamespace:
+        assert given == groups
+        return SimpleNamespace(floats=floats, failures=("lost",) if floats < 3 else ())
+
+    points = walk(SimpleNamespace(point=point), groups)  # type: ignore[arg-type]
+    assert [point.floats for point in points] == [0, 1, 2, 3, 4, 6, 10, 12]
+
+
+def test_the_islands_are_the_fewest_groups_that_hold_the_gates() -> None:
     judge = Judge(Planned(), Gates(max_ap_loss=0.3))  # type: ignore[arg-type]
-    ranking = sorted((judge.cost(group) for group in judge.answers.groups), key=lambda b: b.oks.mean)
-    points = list(walk(judge, [each.group for each in ranking[::-1]]))
-    assert [point.floats for point in points] == [0, 1, 2]
+    worst_first = [judge.cost(group) for group in judge.answers.groups[::-1]]
+    points = tuple(walk(judge, [each.group for each in worst_first]))
     assert [point.macs for point in points] == [0.8, 0.6, 0]
     assert "points of AP" in points[0].failures[0]
-    found = Blame(tuple(ranking[::-1]), tuple(points))
+    found = Blame(tuple(worst_first), points)
     assert [each.group.name for each in found.islands] == ["loses", "shifts"]
     assert "leave 2 of 2 layers float: loses, shifts" in advice(found)
     free = Judge(Planned(), Gates(max_ap_loss=1, max_median_drift_px=9))  # type: ignore[arg-type]
-    assert advice(Blame(tuple(ranking), tuple(walk(free, [each.group for each in ranking])))).startswith(
+    assert advice(Blame(tuple(worst_first), tuple(walk(free, free.answers.groups)))).startswith(
         "All layers can be INT8"
     )

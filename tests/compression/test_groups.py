@@ -114,6 +114,7 @@ def small_net() -> ModelProto:
         "transposed": (4, 5, 2, 2),
         "linear": (8, 7),
         "gemm": (9, 12),
+        "turned": (8, 5),
     }
     weights = [numpy_helper.from_array(rng.normal(size=s).astype(np.float32), n) for n, s in shapes.items()]
     weights += [numpy_helper.from_array(np.array([-1, 12]), "rows")]
@@ -125,11 +126,12 @@ def small_net() -> ModelProto:
         node("MatMul", ["b", "linear"], ["d"], "linear"),
         node("Reshape", ["b", "rows"], ["e"], "reshape"),
         node("Gemm", ["e", "gemm"], ["f"], "gemm", transB=1),
+        node("Gemm", ["e", "turned"], ["g"], "turned", transA=1),
         node("Transpose", ["d"], ["t"], "transpose", perm=[0, 1, 3, 2]),
         node("MatMul", ["t", "d"], ["y"], "attention"),
     ]
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, 6, 8])
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "cfy"]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "cfgy"]
     graph = helper.make_graph(nodes, "g", [images], outputs, weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
@@ -142,6 +144,7 @@ def test_multiplications_are_the_closed_form() -> None:
         "transposed": rows * columns * 4 * (5 * 2 * 2),  # each of 4 values is spread into 5 channels
         "linear": 4 * rows * 8 * 7,
         "gemm": 8 * 12 * 9,
+        "turned": 12 * 8 * 5,  # of (8, 12) turned
         "attention": 4 * 7 * 7 * rows,
     }
 
