@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -24,6 +25,8 @@ from edgepose.calibration.calibration_set import (
     choose,
     load_calibration_set,
     make_calibration_set,
+    require_apart,
+    require_useful,
     strata_of,
 )
 from edgepose.calibration.dataset import open_dataset
@@ -169,6 +172,26 @@ def test_look_alikes_are_counted_and_flat_pictures_are_not(
     found = make_calibration_set(open_dataset(str(data)), open_dataset(str(held_out)), 40, tmp_path / "set")
     exclusion = found.manifest.exclusion
     assert (exclusion.near_duplicates, exclusion.shared, exclusion.compared) == (2, 0, 12)
+
+
+@pytest.mark.parametrize(("shown", "flat"), [(0, 0), (1, 0), (15, 5), (0, 20)])
+def test_too_few_pictures_or_pictures_of_one_colour_cannot_calibrate(
+    made: Path, shown: int, flat: int
+) -> None:
+    found = load_calibration_set(made)
+    require_useful(found)
+    for entry in found.manifest.images[:flat]:
+        cv2.imwrite(str(made / entry.file), np.full((64, 96, 3), 100, np.uint8))
+    fewer = replace(found, manifest=replace(found.manifest, images=found.manifest.images[: shown + flat]))
+    with pytest.raises(EdgeposeError, match=rf"{shown} of its {shown + flat} pictures show .* needs 16"):
+        require_useful(fewer)
+
+
+def test_evaluation_pictures_may_not_be_of_the_set(made: Path, data: Path, held_out: Path) -> None:
+    manifest = load_calibration_set(made).manifest
+    require_apart(manifest, open_dataset(str(held_out)))
+    with pytest.raises(GateFailed, match=r"its picture \d+ is picture \d+ of .*data, which INT8"):
+        require_apart(manifest, open_dataset(str(data)))
 
 
 def test_one_byte_changed_is_one_sentence(made: Path) -> None:

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from edgepose.compression.plan import float_plan, float_tail
+from edgepose.compression.plan import float_plan, float_tail, kept_float, require_matches
 from edgepose.compression.scopes import FLOAT_SCOPES
+from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.spec import Spec
 
 
@@ -112,6 +113,27 @@ def test_what_is_computed_from_a_layer_may_end_at_the_next() -> None:
     model = model_of(nodes, shapes, {"x": [1, 32, 32, 32]})
     assert float_tail(model, "querypose") == {"moved"}
     assert float_plan(model, "querypose").keys() == {"box_stages.0.delta", "moved", "qkv", "told"}
+
+
+def test_a_pattern_is_a_name_a_part_of_the_path_or_a_star() -> None:
+    names = ["a.b", "a.b.c", "a.bc", "head.a.b", "a", "/a/b/Conv"]
+    for pattern, matched in (
+        ("a.b", {"a.b", "a.b.c"}),
+        ("a", {"a", "a.b", "a.b.c", "a.bc"}),
+        ("*.b", {"a.b", "a.b.c", "head.a.b"}),
+        ("/a/*", {"/a/b/Conv"}),
+        ("A", set()),
+    ):
+        assert kept_float(names, {pattern: "why"}) == dict.fromkeys(matched, "why"), pattern
+    assert kept_float(names, {"a": "first", "head": "second"})["head.a.b"] == "second"
+
+
+def test_a_pattern_that_matches_nothing_is_told_the_nearest_layers(traced: ModelProto) -> None:
+    require_matches([traced], ["layer1", "stem.*", "Add_*"])
+    with pytest.raises(EdgeposeError, match=r"--keep-float layer1\.frist: matches .* are layer1\.first\.0, "):
+        require_matches([traced], ["layer1", "layer1.frist"])
+    with pytest.raises(EdgeposeError, match="--keep-float xyzzy: matches no layer; the nearest are "):
+        require_matches([traced], ["xyzzy"])
 
 
 def test_every_family_with_a_spec_has_scopes(spec: Spec) -> None:

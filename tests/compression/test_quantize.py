@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
 
 from edgepose.compression.execution import Feeds
 from edgepose.compression.graph import copy
@@ -134,6 +134,59 @@ def test_bad_input_is_refused_in_one_sentence(
     nameless.graph.node[0].name = ""
     with pytest.raises(EdgeposeError, match="nameless"):
         quantize(nameless, feeds, "qrpose")
+
+
+def test_layers_asked_for_stay_float_and_say_why(
+    traced: ModelProto, quantized: Quantized, feeds: list[Feeds]
+) -> None:
+    kept = quantize(traced, feeds[:2], "qrpose", {"layer1": "asked for", "*ateral2": "too", "score0": "no"})
+    asked = {"layer1.first.0", "layer1.second.0", "lateral2"}
+    assert kept.plan.items() - quantized.plan.items() == {
+        (name, "too" if name == "lateral2" else "asked for") for name in asked
+    }  # score0 keeps the reason of its own
+    float_now, float_before = (
+        {node.name for node in model.graph.node if node.op_type == "Conv" and not is_int8(model, node)}
+        for model in (kept.model, quantized.model)
+    )
+    assert float_now - float_before == asked
+
+
+def is_int8(model: ModelProto, node: NodeProto) -> bool:
+    makers = {output: maker for maker in model.graph.node for output in maker.output}
+    return node.input[1] in makers and makers[node.input[1]].op_type == "DequantizeLinear"
+
+
+def test_values_that_are_no_numbers_are_traced_to_their_layer(traced: ModelProto, feeds: list[Feeds]) -> None:
+    broken = copy(traced)
+    weights = next(node.input[1] for node in broken.graph.node if node.name == "layer1.first.0")
+    tensor = next(tensor for tensor in broken.graph.initializer if tensor.name == weights)
+    values = numpy_helper.to_array(tensor).copy()
+    values[0, 0, 0, 0] = np.nan
+    tensor.CopyFrom(numpy_helper.from_array(values, weights))
+    with pytest.raises(
+        EdgeposeError, match=r"^Conv layer1\.first\.0 gives .* on calibration picture 0; look"
+    ):
+        quantize(broken, feeds[:2], "qrpose")
+    picture = feeds[1]["images"].copy()
+    picture[0, 0, 5, 5] = np.inf
+    with pytest.raises(EdgeposeError, match=r"^calibration picture 1 is not finite"):
+        quantize(traced, [feeds[0], {"images": picture}], "qrpose")
+
+
+def test_a_model_without_an_int8_layer_or_with_foreign_operators_is_refused(
+    traced: ModelProto, feeds: list[Feeds]
+) -> None:
+    with pytest.raises(EdgeposeError, match=r"no layer that can be INT8; stem\.0\.0 stays float: all"):
+        quantize(traced, feeds[:2], "qrpose", {"*": "all"})
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3]) for name in "xy")
+    for domain, why in (
+        ("", "no layer that can be INT8$"),
+        ("my.ops", "act: my.ops::Relu is none of ONNX's"),
+    ):
+        nodes = [onnx.helper.make_node("Relu", ["x"], ["y"], "act", domain=domain)]
+        graph = onnx.helper.make_graph(nodes, "g", [x], [y])
+        with pytest.raises(EdgeposeError, match=why):
+            quantize(onnx.helper.make_model(graph), [{"x": np.ones((1, 3), np.float32)}], "qrpose")
 
 
 def test_nncf_reports_nothing_and_writes_nothing_at_home(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,15 @@ def test_same_scales_as_the_onnx_file(quantized_torch: nn.Module, quantized: Qua
         )
         theirs = next(scale for name, scale in onnx_scales.items() if f"{layer}.weight" in name)
         np.testing.assert_allclose(mine.scale.detach().numpy().reshape(-1) / 127, theirs, rtol=2e-2)
+
+
+def test_layers_kept_float_in_onnx_are_in_torch_too(standin: Any, images: list[F32]) -> None:
+    keep = {"layer1": "asked for", "layer2.short": "too", "Add_add_60": "has no name here"}
+    state = quantize_torch(standin, images[:2], "qrpose", keep).state_dict()
+    found = (re.search(r"pre_hooks\.(.+)/conv2d/0__1\.0\.scale", name) for name in state)  # of weights
+    layers = {match[1] for match in found if match}
+    assert not layers & {"layer1/first/0", "layer1/second/0", "layer2/short"}
+    assert layers >= {"layer2/first/0", "layer2/second/0", "lateral1", "inst/0"}
 
 
 def test_saved_and_rebuilt_bit_for_bit(

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from edgepose.compression import verb_compress
 from edgepose.compression.artefact import open_compressed
 from edgepose.compression.execution import INPUT, Feeds, feeds_of, outputs_of
 from edgepose.compression.graph import DEQUANTIZE, Array, Graph, count_ops, load_onnx
+from edgepose.compression.groups import switches_of
 from edgepose.compression.quantize import Quantized, quantize
 from edgepose.compression.shown import MOST, people_shown
 from edgepose.compression.verb_compress import compress
@@ -121,9 +122,9 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     paths = {name: folder / name for name in ("fp32", "compressed", "full")}
     detector = detector_bundle(folder)
 
-    def spying(model: Any, feeds: Iterable[Feeds], family: str) -> Quantized:
+    def spying(model: Any, feeds: Iterable[Feeds], family: str, keep: Mapping[str, str]) -> Quantized:
         calibrated.append([dict(feed) for feed in feeds])
-        return quantize(model, calibrated[-1], family)
+        return quantize(model, calibrated[-1], family, keep)
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.setattr(verb_compress, "quantize", spying)
@@ -208,6 +209,27 @@ def test_linear_layers_are_int8_and_nothing_else(chain: Chain) -> None:
         assert readers == int8
         weighted = [node for node in layers if node.input[1] in index.constants]
         assert len(weighted) == FLOAT[graph]
+
+
+def test_the_layers_of_both_graphs_can_be_switched(chain: Chain) -> None:
+    """SmoothQuant and corrected biases included: all off is FP32, none off the INT8 file."""
+    bundle = Bundle.open(chain.full)
+    fp32, int8 = (
+        {graph: load_onnx(bundle.graph(graph, view)) for graph in bundle.spec.graphs}
+        for view in ("fp32", "int8.ort")
+    )
+    switches = switches_of(fp32, int8, (bundle.spec.width, bundle.spec.height))
+    known: dict[str, Array] = dict(chain.calibrated[0][0])
+    for graph, each in switches.items():
+        assert len([group for group in each.groups if group.macs]) == len(each.groups) == LINEAR[graph]
+        assert all(group.name.startswith(f"{graph}/") for group in each.groups)
+        names = [group.name for group in each.groups]
+        for model, expected in ((each.model(names), fp32[graph]), (each.model(()), int8[graph])):
+            feeds = [feeds_of(expected, known)]
+            found, wanted = (outputs_of(one, feeds)[0] for one in (model, expected))
+            for name, values in wanted.items():
+                np.testing.assert_array_equal(found[name], values, err_msg=f"{graph} {name}")
+        known |= outputs_of(fp32[graph], [feeds_of(fp32[graph], known)])[0]
 
 
 @pytest.mark.parametrize("graph", ["coarse", "fine"])

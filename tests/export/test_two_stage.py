@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from edgepose.calibration.boxes import Boxes
 from edgepose.calibration.dataset import Dataset, open_dataset
+from edgepose.calibration.evaluation import Shown
 from edgepose.calibration.ledger import Gates, Looks
-from edgepose.calibration.measure import Artefact, Shown, ledger_of, run_all
+from edgepose.calibration.measure import Artefact, ledger_of, run_all
 from edgepose.calibration.watch import Look, Watch, compared
 from edgepose.compression.execution import Outputs
 from edgepose.compression.graph import Array

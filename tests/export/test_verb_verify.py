@@ -2,10 +2,13 @@
 
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 
+import cv2
 import pytest
+import standin_people
 import torch
 from safetensors.torch import save_file
 
@@ -104,3 +107,32 @@ def test_a_full_disk_and_ctrl_c_leave_the_bundle_as_it_was(bundle: Path, monkeyp
         patch.setattr("edgepose.export.verb_verify.ledger_of", interrupted)
         assert run(bundle, *FEW) == 130
     assert Bundle.open(bundle).files == before
+
+
+def test_blame_ranks_draws_and_goes_on_where_it_was(tmp_path: Path, capsys) -> None:
+    blamed, folder = standin_people.bundle(tmp_path), tmp_path / "blame"
+    asked = (blamed.path, "--data", "synthetic:count=3,seed=8,size=64", "--blame", folder)
+    assert run(*asked, "--max-ap-loss", 100, "--max-drift", 99, "--max-duplicates", 99, "--json") == 0
+    values = json.loads(capsys.readouterr().out)
+    assert json.loads((folder / "blame.json").read_text()) == values
+    assert len(values["ranking"]) == 12
+    assert values["islands"] == []
+    assert cv2.imread(str(folder / "frontier.png")) is not None
+    answers = {path: path.stat().st_mtime_ns for path in (folder / "answers").iterdir()}
+    assert run(*asked, "--max-drift", 0) == 1
+    out, err = capsys.readouterr()
+    assert "a gate failed: 0 layers float: joints move by" in err
+    assert re.search(r"leave \d+ of 12 layers float: \w", out)
+    # Only points of the frontier that were not asked for before are new.
+    assert all(path.stat().st_mtime_ns == before for path, before in answers.items())
+    assert "ledger.json" not in Bundle.open(blamed.path).files
+
+
+def test_blame_on_what_it_was_calibrated_on_is_refused(bundle: Path, tmp_path: Path, capsys) -> None:
+    blamed = standin_people.bundle(tmp_path, calibrated_on="synthetic:count=3,seed=8,size=64")
+    few = ("--data", "synthetic:count=5,seed=8,size=64", "--blame", tmp_path / "blame")
+    assert run(blamed.path, *few) == 1
+    assert "its picture 0 is picture 0 of synthetic:count=3,seed=8" in capsys.readouterr().err
+    assert run(bundle, *few) == 2  # FP32 alone
+    assert "has no pose.int8.ort.onnx" in capsys.readouterr().err
+    assert not (tmp_path / "blame").exists()

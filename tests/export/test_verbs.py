@@ -89,7 +89,9 @@ def compressed(
 ) -> tuple[Path, Any]:
     """The folder, and what the verb said."""
     out = tmp_path_factory.mktemp("compressed") / "c"
-    return out, run_json(compress, fp32, "--calibration", calibration, "--weights", weights, "--out", out)
+    given = (fp32, "--calibration", calibration, "--weights", weights, "--keep-float", "inst.1", "--out", out)
+    lax = ("--auto", "synthetic:count=2,seed=9", "--max-ap-loss", 100, "--max-drift", 999)
+    return out, run_json(compress, *given, *lax)
 
 
 @pytest.fixture(scope="session")
@@ -127,6 +129,29 @@ def test_int8_weighs_less(full: tuple[Path, Any]) -> None:
     size = {path.name: path.stat().st_size for path in full[0].iterdir()}
     assert size["pose.int8.ort.onnx"] < 0.4 * size["pose.fp32.onnx"]
     assert size["pose.fp16.onnx"] < 0.6 * size["pose.fp32.onnx"]
+
+
+def test_what_was_asked_to_stay_float_does_and_gates_that_hold_ask_for_no_more(
+    compressed: tuple[Path, Any],
+) -> None:
+    folder, said = compressed
+    found = open_compressed(folder)
+    assert {name for name, why in found.plan["pose"].items() if why == "--keep-float"} == {"inst.1.0"}
+    assert "inst.1.0" in said["graphs"]["pose"]["float_layers"]
+    assert (said["auto"]["floats"], said["auto"]["failures"]) == (0, [])
+    answers = folder.with_name("c.blame")
+    assert len(list(answers.glob("*.npz"))) == 2  # all INT8 and all float
+
+
+def test_auto_on_calibration_pictures_or_with_a_pattern_for_nothing_is_refused(
+    fp32: Path, calibration: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = (fp32, "--calibration", calibration, "--weights", weights, "--out", tmp_path / "c")
+    assert run(compress, *given, "--auto", "synthetic:count=20,seed=5") == 1
+    assert "16 of 16 calibration pictures are also in the evaluation data" in capsys.readouterr().err
+    assert run(compress, *given, "--keep-float", "ints.1") == 2
+    assert "--keep-float ints.1: matches no layer; the nearest are inst.1.0" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_quantized_torch_model_comes_back(compressed: tuple[Path, Any], weights: Path) -> None:

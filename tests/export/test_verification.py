@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from edgepose.calibration.dataset import Dataset, open_dataset
+from edgepose.calibration.evaluation import Shown
 from edgepose.calibration.ledger import Gates
-from edgepose.calibration.measure import Artefact, Run, Shown, ledger_of, run_all
+from edgepose.calibration.measure import Artefact, Run, ledger_of, run_all
 from edgepose.export import plots
 from edgepose.export.verification import TorchBackend
 from edgepose.runtime.poses import Poses, boxes_of

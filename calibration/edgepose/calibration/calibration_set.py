@@ -266,6 +266,17 @@ def prove_apart(names: Sequence[str], mine: _Look, exclude: Dataset) -> Exclusio
     return Exclusion(exclude.source, len(theirs.pixels), _digest(theirs.pixels), 0, len(_near(mine, theirs)))
 
 
+def require_apart(manifest: Manifest, data: Dataset) -> None:
+    """Raises GateFailed when evaluation data has a picture of the set that a network was calibrated on."""
+    calibrated = {entry.pixels: entry.index for entry in manifest.images}
+    for index in track(range(len(data)), "Hashing the evaluation pictures", len(data)):
+        if (place := calibrated.get(data.fingerprint(index))) is not None:
+            raise GateFailed(
+                f"{data.source}: its picture {index} is picture {place} of {manifest.source}, which INT8 was "
+                "calibrated on, so that its accuracy would flatter; give other --data"
+            )
+
+
 def _pictures(dataset: Dataset, description: str) -> Iterator[U8]:
     for index in track(range(len(dataset)), description, len(dataset)):
         yield dataset[index].image
@@ -358,6 +369,16 @@ def load_calibration_set(folder: Path) -> CalibrationSet:
                 f"{file}: its bytes are not those in the manifest; make the set again: edgepose calibrate"
             )
     return CalibrationSet(folder, manifest, sha256(path))
+
+
+def require_useful(found: CalibrationSet) -> None:
+    """Raises EdgeposeError when too few pictures show anything to take activation ranges from."""
+    useful = sum(bool((image != image[0, 0]).any()) for image in found.images())
+    if useful < FEWEST:
+        raise EdgeposeError(
+            f"{found.folder}: {useful} of its {len(found)} pictures show more than one colour, a calibration "
+            f"needs {FEWEST} or more; make the set again: edgepose calibrate"
+        )
 
 
 def audit(folder: Path, exclude: Dataset) -> Exclusion:

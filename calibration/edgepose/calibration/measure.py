@@ -10,12 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from edgepose.calibration.boxes import Boxes
-from edgepose.calibration.dataset import Dataset
+from edgepose.calibration.evaluation import Shown
 from edgepose.calibration.ledger import Gates, Latency, Ledger, Row
 from edgepose.calibration.quality import assess
 from edgepose.calibration.sample import Person
@@ -26,10 +22,8 @@ from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.estimator import Estimator
 from edgepose.runtime.oks import F64
 from edgepose.runtime.poses import Poses
-from edgepose.runtime.preprocess import Letterbox
 from edgepose.runtime.progress import track
 from edgepose.runtime.spec import Spec
-from edgepose.runtime.topdown.crop import Regions
 from edgepose.runtime.topdown.twostage import TwoStage
 
 ONNX_FP32, ONNX_INT8 = "ONNX FP32 (CPU)", "ONNX INT8 (CPU)"
@@ -45,33 +39,6 @@ class Artefact:
     estimate: Callable[..., Poses]
     size_bytes: int
     watch: Watch | None = None  # of a network that looks twice
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """What the artefacts are shown: labelled pictures, and where people are if the network has to be told."""
-
-    pictures: Dataset
-    people: Sequence[Boxes] | None = None  # of each picture
-    found_by: str = ""
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        """What an artefact's `estimate` takes for a picture."""
-        image = self.pictures[index].image
-        return (image,) if self.people is None else (image, *self.people[index])
-
-    def scale(self, index: int, poses: Poses, spec: Spec) -> float | F64:
-        """Pixels of the network's input for one of the picture, for all `poses` or for each (P,)."""
-        size = (spec.width, spec.height)
-        if self.people is None:
-            return Letterbox.fit(self.pictures.size(index), size).scale_x
-        regions = Regions.around(self.people[index].boxes, size)
-        middles = (poses.boxes[:, :2] + poses.boxes[:, 2:]) / 2
-        away = np.linalg.norm(middles[:, None] - regions.centres[None], axis=-1)  # (P, R)
-        return (size[0] - 1) / regions.sides[away.argmin(1), 0] if len(regions) else np.ones(len(poses))
 
 
 def artefact_of(stage: str, backends: Sequence[Backend], spec: Spec, precision: str, size: int) -> Artefact:

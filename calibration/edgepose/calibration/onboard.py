@@ -9,11 +9,11 @@ from typing import Any
 
 from edgepose.calibration.boxes import Labels
 from edgepose.calibration.dataset import open_dataset
+from edgepose.calibration.evaluation import Shown
 from edgepose.calibration.ledger import Gates, Ledger
 from edgepose.calibration.measure import (
     LEDGER,
     Artefact,
-    Shown,
     artefact_of,
     cpu_artefacts,
     ledger_of,

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from onnx import ModelProto, helper
 
-from edgepose.compression.execution import Feeds
+from edgepose.compression.execution import Feeds, tapped
 from edgepose.compression.graph import DEQUANTIZE, QUANTIZE, Graph, attribute, copy, set_constant
 from edgepose.runtime.errors import require
 
@@ -70,11 +70,10 @@ def _magnitudes(model: ModelProto, tensors: Sequence[str], feeds: Sequence[Feeds
     if not tensors:
         return {}
     ort = require("onnxruntime")
-    tapped = copy(model)
-    tapped.graph.output.extend(helper.make_empty_tensor_value_info(tensor) for tensor in tensors)
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    session = ort.InferenceSession(tapped.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    content = tapped(model, tensors).SerializeToString()
+    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     maxima = [[np.abs(array).max() for array in session.run(list(tensors), dict(feed))] for feed in feeds]
     return dict(zip(tensors, np.mean(maxima, axis=0).tolist(), strict=True))
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from onnx import ModelProto
+from onnx import ModelProto, helper
 
-from edgepose.compression.graph import Array
+from edgepose.compression.graph import Array, copy
 from edgepose.runtime.backend_onnxruntime import DISABLED, session_options
 from edgepose.runtime.errors import EdgeposeError, require
 
@@ -18,6 +18,13 @@ Outputs = dict[str, Array]
 def feeds_of(model: ModelProto, known: Feeds) -> dict[str, Array]:
     """What `model` reads of all that is `known`: pictures, and what the graphs before it gave."""
     return {value.name: known[value.name] for value in model.graph.input}
+
+
+def tapped(model: ModelProto, tensors: Iterable[str]) -> ModelProto:
+    """A copy that gives these inner tensors, too, after its own outputs."""
+    result = copy(model)
+    result.graph.output.extend(helper.make_empty_tensor_value_info(tensor) for tensor in tensors)
+    return result
 
 
 def outputs_of(

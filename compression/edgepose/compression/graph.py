@@ -29,6 +29,7 @@ class Graph:
         self.nodes: list[NodeProto] = list(model.graph.node)
         self.inputs = [value.name for value in model.graph.input]
         self.outputs = [value.name for value in model.graph.output]
+        self.named: dict[str, NodeProto] = {node.name: node for node in self.nodes}
         self.producers: dict[str, NodeProto] = {}
         self.consumers: dict[str, list[NodeProto]] = defaultdict(list)
         self.constants: dict[str, TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 
 from onnx import ModelProto, NodeProto
 
 from edgepose.compression.graph import DEQUANTIZE, WEIGHTED, Graph
 from edgepose.compression.scopes import FLOAT_SCOPES, Scope
+from edgepose.runtime.errors import EdgeposeError
 
 SMALLEST_GEMM = 16  # INT8 kernels need K and N of 16 or more (ModelOpt 0.47 leaves smaller ones out)
 _CONV_LIKE = frozenset(
@@ -37,6 +40,31 @@ def float_tail(model: ModelProto, family: str) -> set[str]:
     graph = Graph(model)
     scopes = (scope for scope in FLOAT_SCOPES[family] if scope.downstream and not scope.half)
     return {node.name for scope in scopes for node in _behind(graph, scope)}
+
+
+def kept_float(names: Iterable[str], keep: Mapping[str, str]) -> dict[str, str]:
+    """Those of the names that a pattern of `keep` matches -> its reason.
+
+    A pattern is a layer's name or a part of the path to it (`backbone.stage4`), `*` standing for anything.
+    """
+    return {
+        name: reason
+        for name in names
+        for pattern, reason in keep.items()
+        if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+    }
+
+
+def require_matches(models: Iterable[ModelProto], patterns: Iterable[str]) -> None:
+    """Raises EdgeposeError naming the nearest layers when a pattern matches no node of any of the graphs."""
+    nodes = [node for model in models for node in model.graph.node]
+    for pattern in patterns:
+        if not kept_float((node.name for node in nodes), {pattern: ""}):
+            layers = [node.name for node in nodes if node.op_type in WEIGHTED]
+            near = difflib.get_close_matches(pattern, layers, cutoff=0.0)
+            raise EdgeposeError(
+                f"--keep-float {pattern}: matches no layer; the nearest are {', '.join(near)}"
+            )
 
 
 def _scoped(graph: Graph, family: str) -> Iterator[tuple[str, str]]:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
+import numpy as np
 from onnx import ModelProto
 
 from edgepose.compression.boundary import quantize_boundaries
-from edgepose.compression.execution import Feeds
-from edgepose.compression.graph import Graph, copy
-from edgepose.compression.plan import float_plan, quantized_despite_plan
+from edgepose.compression.execution import Feeds, outputs_of, tapped
+from edgepose.compression.graph import QUANTIZE, Graph, copy
+from edgepose.compression.plan import float_plan, kept_float, quantized_despite_plan
 from edgepose.compression.scopes import FLOAT_SCOPES, TRANSFORMERS
 from edgepose.compression.trt_target import load_nncf, trt_target
 from edgepose.runtime.errors import EdgeposeError
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
+ONNX_DOMAINS = ("", "ai.onnx")
 # What is done, in the words of the library; written beside every quantized model.
 SETTINGS: dict[str, str | bool] = {
     "target": "tensorrt: int8, symmetric, activations per tensor, weights per output channel",
@@ -38,16 +42,20 @@ class Quantized:
     settings: dict[str, str | bool | int]
 
 
-def quantize(model: ModelProto, calibration: Iterable[Feeds], family: str) -> Quantized:
+def quantize(
+    model: ModelProto, calibration: Iterable[Feeds], family: str, keep: Mapping[str, str] = NOTHING
+) -> Quantized:
     """INT8 with scales from the `calibration` feeds, each of one picture (batch 1) as the network wants it.
 
-    Raises EdgeposeError without feeds, for a family without scopes, for a model that is quantized already.
+    `keep`: patterns of more layers that stay float -> why (`plan.kept_float`). Raises EdgeposeError without
+    feeds, for a family without scopes, for a model that is quantized already, has other operators than ONNX's
+    or no layer that can be INT8, and when an activation is no number.
     """
     feeds = list(calibration)
     _require_quantizable(model, len(feeds), family)
     nncf = load_nncf()
-    plan = float_plan(model, family)
-    with trt_target(), quiet_bars():
+    plan = kept_float((node.name for node in model.graph.node), keep) | float_plan(model, family)
+    with trt_target(), quiet_bars(), _explained(model, feeds):
         result = nncf.quantize(
             copy(model),
             nncf.Dataset(feeds),
@@ -56,6 +64,9 @@ def quantize(model: ModelProto, calibration: Iterable[Feeds], family: str) -> Qu
             model_type=nncf.ModelType.TRANSFORMER if family in TRANSFORMERS else None,
             ignored_scope=nncf.IgnoredScope(names=list(plan)) if plan else None,
         )
+    if not any(node.op_type == QUANTIZE for node in result.graph.node):
+        why = "".join(f"; {name} stays float: {reason}" for name, reason in list(plan.items())[:1])
+        raise EdgeposeError(f"the model has no layer that can be INT8{why}")
     broken = quantized_despite_plan(result, plan)
     assert not broken, f"NNCF quantized what the plan keeps float: {broken}"
     settings = {**SETTINGS, **(TRANSFORMER_SETTINGS if family in TRANSFORMERS else {}), "images": len(feeds)}
@@ -68,11 +79,45 @@ def _require_quantizable(model: ModelProto, images: int, family: str) -> None:
         raise EdgeposeError(f"family {family!r}: has no float scopes; known are {', '.join(FLOAT_SCOPES)}")
     if not images:
         raise EdgeposeError("the calibration set is empty; make one with `edgepose calibrate`")
-    if any(node.op_type == "QuantizeLinear" for node in graph.nodes):
+    foreign = next((node for node in graph.nodes if node.domain not in ONNX_DOMAINS), None)
+    if foreign is not None:
+        raise EdgeposeError(
+            f"{foreign.name or foreign.op_type}: {foreign.domain}::{foreign.op_type} is none of ONNX's own "
+            "operators and cannot be calibrated; export the model without it"
+        )
+    if any(node.op_type == QUANTIZE for node in graph.nodes):
         raise EdgeposeError("the model is quantized already; give the FP32 bundle")
     names = [node.name for node in graph.nodes]
     if "" in names or len(set(names)) != len(names):
         raise EdgeposeError("the model has nameless or equally named nodes; export it with `edgepose export`")
+
+
+@contextlib.contextmanager
+def _explained(model: ModelProto, feeds: Sequence[Feeds]) -> Iterator[None]:
+    """NNCF stumbles over ranges that are no numbers; say then which layer makes them, and of what."""
+    try:
+        with np.errstate(invalid="ignore"):  # what comes of it is said below
+            yield
+    except ValueError as error:
+        where = _not_finite(model, feeds)
+        if where is None:
+            raise
+        raise EdgeposeError(f"{where}; look at the weights, or train again") from error
+
+
+def _not_finite(model: ModelProto, feeds: Sequence[Feeds]) -> str | None:
+    """The first layer that makes something of finite numbers that is none, in words."""
+    inner = [node.output[0] for node in model.graph.node if node.output[0] not in Graph(model).outputs]
+    watched = tapped(model, inner)
+    for picture, feed in enumerate(feeds):
+        if not all(np.isfinite(values).all() for values in feed.values()):
+            return f"calibration picture {picture} is not finite"
+        (outputs,) = outputs_of(watched, [feed])
+        for node in model.graph.node:
+            if not np.isfinite(outputs[node.output[0]]).all():
+                what = f"{node.op_type} {node.name} gives values that are not finite"
+                return f"{what} on calibration picture {picture}"
+    return None
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgepose.compression.quantize import quiet_bars
+from edgepose.compression.plan import kept_float
+from edgepose.compression.quantize import NOTHING, quiet_bars
 from edgepose.compression.scopes import FLOAT_SCOPES
 from edgepose.compression.trt_target import load_nncf, trt_target
 from edgepose.runtime.drafts import draft_folder, read_json
@@ -37,6 +38,7 @@ _ENDS: dict[str | None, frozenset[str]] = {
     "layers": frozenset({"conv2d", "conv_transpose2d", "linear"}) | _PRODUCTS,
     "convolutions": frozenset({"conv2d"}),
 }
+_LAYERS = frozenset({"conv2d", "linear"})
 _CONSTANT = "nncf_model_const"
 _REACH = 4
 
@@ -100,17 +102,19 @@ def _tensors(outputs: Any) -> list[Tensor]:
     return [value.float() for value in values]
 
 
-def quantize_torch(model: nn.Module, images: Iterable[F32], family: str) -> nn.Module:
+def quantize_torch(
+    model: nn.Module, images: Iterable[F32], family: str, keep: Mapping[str, str] = NOTHING
+) -> nn.Module:
     """A copy with NNCF's fake-quantizers, calibrated on `images`, each (1, 3, H, W).
 
-    Raises EdgeposeError without images.
+    `keep` as in `quantize`, of layers alone. Raises EdgeposeError without images.
     """
     feeds = [torch.from_numpy(np.ascontiguousarray(image)) for image in images]
     if not feeds:
         raise EdgeposeError("the calibration set is empty; make one with `edgepose calibrate`")
     folded = fold_batch_norm(model, feeds[0])
     nncf = load_nncf()
-    plan = torch_plan(folded, feeds[0], family)
+    plan = torch_plan(folded, feeds[0], family, keep)
     with trt_target(), quiet_bars(), without_compiler(), torch.no_grad():
         result: nn.Module = nncf.quantize(
             folded,
@@ -122,7 +126,9 @@ def quantize_torch(model: nn.Module, images: Iterable[F32], family: str) -> nn.M
     return result.eval()
 
 
-def torch_plan(model: nn.Module, example: Tensor, family: str) -> dict[str, str]:
+def torch_plan(
+    model: nn.Module, example: Tensor, family: str, keep: Mapping[str, str] = NOTHING
+) -> dict[str, str]:
     """NNCF node name -> why it stays float: the rules and scopes of `float_plan`, on NNCF's own graph."""
     load_nncf()
     from nncf.torch.function_hook import wrap_model
@@ -138,7 +144,13 @@ def torch_plan(model: nn.Module, example: Tensor, family: str) -> dict[str, str]
         if scope.downstream:
             behind = _after(graph, named, _ENDS[scope.until])
             plan = dict.fromkeys(behind, f"computed from {scope.what}") | plan
-    return plan
+    layers = {_layer(name): name for name, node in nodes.items() if node.node_type in _LAYERS}
+    return {layers[layer]: reason for layer, reason in kept_float(layers, keep).items()} | plan
+
+
+def _layer(name: str) -> str:
+    """The path of the module that an NNCF node such as backbone/stem/0/conv2d/0 runs: backbone.stem.0."""
+    return ".".join(name.split("/")[:-2])
 
 
 def _after(graph: Any, nodes: list[Any], until: Collection[str]) -> set[str]:

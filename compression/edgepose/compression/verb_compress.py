@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,13 +12,19 @@ from typing import Any
 import click
 import numpy as np
 
-from edgepose.calibration.boxes import open_detector, read_detections
-from edgepose.calibration.calibration_set import CalibrationSet, load_calibration_set
+from edgepose.calibration.boxes import Labels, open_detector, read_detections
+from edgepose.calibration.calibration_set import CalibrationSet, audit, load_calibration_set, require_useful
+from edgepose.calibration.dataset import open_dataset
+from edgepose.calibration.evaluation import TRUTH, Shown, require_skeleton, told
+from edgepose.calibration.ledger import Gates
 from edgepose.compression.artefact import CROPS, TORCH, Source, write
+from edgepose.compression.auto import Asked, Islands, float_islands
+from edgepose.compression.blame import Point
 from edgepose.compression.execution import INPUT, feeds_of, outputs_of
 from edgepose.compression.graph import DEQUANTIZE, WEIGHTED, Array, Graph, load_onnx
 from edgepose.compression.limit import matched_limit
-from edgepose.compression.quantize import Quantized, quantize
+from edgepose.compression.plan import require_matches
+from edgepose.compression.quantize import NOTHING, Quantized, quantize
 from edgepose.compression.shown import people_shown, pictures_shown, require_finder
 from edgepose.compression.source_model import load_bundled_model
 from edgepose.compression.torch_quantize import quantize_torch, save_quantized_torch
@@ -54,6 +61,31 @@ KEPT_FRAMES = 4  # calibration pictures that travel on as golden inputs
     type=click.Path(path_type=Path),
     help="Or a file of COCO-format detections in the calibration pictures.",
 )
+@click.option(
+    "--keep-float",
+    "keep_float",
+    multiple=True,
+    metavar="PATTERN",
+    help="Layers to stay float: a name, or a part of the path to it, * for anything; may be given again.",
+)
+@click.option(
+    "--auto",
+    metavar="DATA",
+    help="Leave as few layers float as it takes for the gates to hold on these pictures (a few dozen), "
+    "synthetic:… or COCO files, none of them of the calibration set.",
+)
+@click.option(
+    "--max-ap-loss", default=1.0, show_default=True, help="Gate of --auto: points of AP that may be lost."
+)
+@click.option(
+    "--max-drift", default=1.0, show_default=True, help="Gate of --auto: median drift, pixels of the input."
+)
+@click.option(
+    "--min-height",
+    default=0.0,
+    show_default=True,
+    help="Of --auto: leave out people lower than this, in pixels.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def compress(
     bundle: Path,
@@ -62,32 +94,47 @@ def compress(
     weights: Path | None,
     detector: Path | None,
     boxes: Path | None,
+    keep_float: tuple[str, ...],
+    auto: str | None,
+    max_ap_loss: float,
+    max_drift: float,
+    min_height: float,
     as_json: bool,
 ) -> None:
     """Quantize the graphs of the FP32 BUNDLE to INT8 for TensorRT and ONNX Runtime.
 
     Scales come from every picture of the calibration set, or from every person that a detector finds in it.
-    What would cost accuracy or speed in INT8 stays float, each node with its reason. Next: edgepose export
-    MODEL --compressed OUT --out BUNDLE.
+    What would cost accuracy or speed in INT8 stays float, each node with its reason; with --auto also what
+    blame finds (edgepose verify --blame), whose answers are kept in OUT.blame so that a killed run goes on.
+    Next: edgepose export MODEL --compressed OUT --out BUNDLE.
     """
     if detector is not None and boxes is not None:
         raise click.UsageError("give --detector or --boxes, not both")
     opened, pictures = Bundle.open(bundle), load_calibration_set(calibration)
     require_finder(opened.spec, detector is not None or boxes is not None)
+    require_useful(pictures)
+    require_matches((load_onnx(opened.graph(name, "fp32")) for name in opened.spec.graphs), keep_float)
+    gates = Gates(max_ap_loss / 100, max_drift)
+    asked = None if auto is None else Asked(_shown(auto, opened.spec, calibration), gates, min_height)
     model = load_bundled_model(opened, weights)
     frames, crops = _frames(opened, pictures, detector, boxes)
     source = _source(opened, pictures, frames[:KEPT_FRAMES], crops)
     known: list[dict[str, Array]] = [{INPUT: normalise(frame, opened.spec)} for frame in frames]
+    keep = dict.fromkeys(keep_float, "--keep-float")
     with draft_folder(out) as draft:
+        found = _quantized(source, known, keep, asked, out.with_name(f"{out.name}.blame"))
+        source = replace(source, spec=found.spec)
         if len(source.graphs) == 1:  # NNCF's torch backend follows one module
             images = [one[INPUT] for one in known]
-            save_quantized_torch(draft / TORCH, quantize_torch(model, images, opened.spec.family))
-        quantized = _quantize(source, known)
-        source = replace(source, spec=_with_limit(source, known))
+            kept = {**found.keep, **keep}
+            save_quantized_torch(draft / TORCH, quantize_torch(model, images, opened.spec.family, kept))
         write(
-            draft, source, quantized, {name: version(name) for name in ("edgepose", "nncf", "onnx", "torch")}
+            draft,
+            source,
+            found.quantized,
+            {name: version(name) for name in ("edgepose", "nncf", "onnx", "torch")},
         )
-    _report(out, quantized, as_json)
+    _report(out, found.quantized, found.point, as_json)
 
 
 def _frames(
@@ -112,17 +159,42 @@ def _source(opened: Bundle, pictures: CalibrationSet, frames: list[U8], crops: d
     return Source(opened.spec, opened.provenance, graphs, manifest, pictures.sha256, frames, crops)
 
 
-def _quantize(source: Source, known: list[dict[str, Array]]) -> dict[str, Quantized]:
-    """Each graph, calibrated on what is `known` of each frame; its INT8 outputs are then known, too."""
-    quantized: dict[str, Quantized] = {}
+def _shown(data: str, spec: Spec, calibration: Path) -> Shown:
+    """The pictures that decide what stays float. Raises GateFailed when one of them is calibrated on."""
+    dataset = open_dataset(data)
+    require_skeleton(dataset, spec)
+    audit(calibration, dataset)
+    return Shown(dataset) if spec.resize != "crop" else told(dataset, Labels(), TRUTH)
+
+
+def _quantized(
+    source: Source,
+    known: list[dict[str, Array]],
+    keep: Mapping[str, str],
+    asked: Asked | None,
+    folder: Path,
+) -> Islands:
+    """Quantized once, or until what is asked for holds."""
+    if asked is None:
+        return Islands(NOTHING, None, *_quantize(source, known, keep))
+    return float_islands(
+        asked, source.graphs, lambda more: _quantize(source, known, {**more, **keep}), folder
+    )
+
+
+def _quantize(
+    source: Source, frames: list[dict[str, Array]], keep: Mapping[str, str]
+) -> tuple[dict[str, Quantized], Spec]:
+    """Each graph, calibrated on what is known of each frame, INT8 outputs included; and the spec of both."""
+    known, quantized = [dict(one) for one in frames], dict[str, Quantized]()
     for name, path in track(source.graphs.items(), "Quantizing", len(source.graphs)):
         model = load_onnx(path)
         feeds = [feeds_of(model, one) for one in known]
-        quantized[name] = quantize(model, feeds, source.spec.family)
+        quantized[name] = quantize(model, feeds, source.spec.family, keep)
         if len(quantized) < len(source.graphs):
             for one, outputs in zip(known, outputs_of(quantized[name].model, feeds), strict=True):
                 one |= outputs
-    return quantized
+    return quantized, _with_limit(source, known)
 
 
 def _with_limit(source: Source, known: list[dict[str, Array]]) -> Spec:
@@ -136,11 +208,12 @@ def _with_limit(source: Source, known: list[dict[str, Array]]) -> Spec:
     return replace(spec, refine_below_int8=matched_limit(spec.refine_below, *qualities))
 
 
-def _report(out: Path, quantized: dict[str, Quantized], as_json: bool) -> None:
+def _report(out: Path, quantized: Mapping[str, Quantized], point: Point | None, as_json: bool) -> None:
     graphs = {name: _counts(result) for name, result in quantized.items()}
     if as_json:
         plans = {name: result.plan for name, result in quantized.items()}
-        print(json.dumps({"out": str(out), "graphs": graphs, "float": plans}, indent=1))
+        auto = {} if point is None else {"auto": point.to_dict()}
+        print(json.dumps({"out": str(out), "graphs": graphs, "float": plans, **auto}, indent=1))
         return
     for name, counts in graphs.items():
         print(
@@ -149,6 +222,8 @@ def _report(out: Path, quantized: dict[str, Quantized], as_json: bool) -> None:
         )
         for layer in counts["float_layers"]:
             print(f"  {layer} stays float: {quantized[name].plan.get(layer, 'NNCF found no place for it')}")
+    if point is not None:
+        print(f"the gates hold with {point.floats} layers float for their sake: {point.row.score.ap:.3f} AP")
     print(f"written to {out}")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgepose.calibration.ledger import Ledger
+from edgepose.compression.blame import Blame
 from edgepose.export.dial import Curve, Point
 from edgepose.runtime.errors import require
 from edgepose.runtime.skeleton import Skeleton
@@ -142,6 +143,31 @@ def _setting(axes: Any, point: Point, tint: str, above: bool) -> None:
         fontsize=7,
         color=tint,
     )
+
+
+def frontier(found: Blame) -> bytes:
+    """AP and OKS against FP32's by the share of multiplications in INT8: a point a choice of floats."""
+    figure, axes = _figure(6.4, 4.2)
+    points, best = found.frontier, found.frontier[-1]
+    macs = [100 * point.macs for point in points]
+    ap = [100 * (point.row.score.ap - best.row.score.ap) for point in points]
+    oks = [100 * (point.oks - best.oks) for point in points]
+    axes.axhline(0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    for point, share in zip(points, macs, strict=True):
+        if point.row.difference is not None:
+            axes.plot([share, share], [100 * end for end in point.row.difference], color=WARM, alpha=0.35)
+    axes.plot(macs, ap, "o-", color=WARM, markersize=4, label="AP (bars: 95 % interval)")
+    axes.plot(macs, oks, "o-", color=ACCENT, markersize=4, label="mean OKS × 100")
+    for point, share, height in zip(points, macs, ap, strict=True):
+        held = point.floats == len(found.islands)
+        axes.plot(share, height, "o", color=WARM, markersize=8 if held else 4)
+        place = {"xytext": (5, -9), "textcoords": "offset points", "fontsize": 7, "color": INK}
+        axes.annotate(f"{point.floats} float" + (": gates hold" if held else ""), (share, height), **place)
+    axes.margins(x=0.12, y=0.12)
+    axes.set_xlabel("% of all multiplications in INT8", fontsize=8, color=INK)
+    axes.set_ylabel("points against FP32", fontsize=8, color=INK)
+    axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return _png(figure)
 
 
 def timeline(latencies_ms: Sequence[float]) -> bytes:

@@ -16,11 +16,11 @@ from rich.console import Console
 from edgepose.calibration import onboard
 from edgepose.calibration.boxes import Finder, Labels, open_detector, read_detections
 from edgepose.calibration.dataset import Dataset, open_dataset
+from edgepose.calibration.evaluation import TRUTH, Shown, require_skeleton, told
 from edgepose.calibration.ledger import Gates, Ledger, joints_table, looks_table, quality_table, table
-from edgepose.calibration.measure import LEDGER, Shown, ledger_of, run_all, with_ledger
+from edgepose.calibration.measure import LEDGER, ledger_of, run_all, with_ledger
 from edgepose.runtime.bundle import ZIP_SUFFIX, Bundle
 from edgepose.runtime.errors import EdgeposeError, GateFailed
-from edgepose.runtime.progress import track
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.trt.build import Settings as EngineSettings
 from edgepose.runtime.trt.cache import default_root
@@ -29,7 +29,6 @@ from edgepose.runtime.trt.engines import Options, batches_for
 
 log = logging.getLogger(__name__)
 
-TRUTH = "truth"
 DEFAULT_DATA = "synthetic:count=300,seed=7"
 
 
@@ -87,6 +86,12 @@ DEFAULT_DATA = "synthetic:count=300,seed=7"
     show_default=True,
     help="Gate: points that the share of people looked at again may differ from FP32's.",
 )
+@click.option(
+    "--blame",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Instead: which layers' INT8 costs how much. Into this folder; a killed run goes on where it was.",
+)
 @click.option("--min-ap", type=float, help="Gate: points of AP that the FP32 model itself must reach.")
 @click.option("--threads", default=1, show_default=True, help="CPU threads of every artefact.")
 @click.option(
@@ -110,6 +115,7 @@ def verify(
     boxes: str | None,
     min_region_overlap: float,
     max_refined_shift: float,
+    folder: Path | None,
     min_ap: float | None,
     threads: int,
     cuda: str,
@@ -122,13 +128,15 @@ def verify(
     Every picture is shown to all artefacts in turns, so their times can be compared. AP and AR are against
     the labels, drift is against torch FP32; with --on-board against ONNX FP32. An engine that fails gives way
     to the next safer one, and it is that one which `edgepose stream` runs from then on.
+
+    With --blame each layer is INT8 by itself, and all but it are; a few dozen pictures will do. The layers
+    are ranked by what they cost, and as many of the worst are to stay float as the gates ask for.
     """
+    if on_board and folder is not None:
+        raise click.UsageError("--blame looks at the INT8 file, --on-board at engines: give one of them")
     opened = Bundle.open(bundle)
     dataset = open_dataset(data or (_data_of(opened) if on_board else DEFAULT_DATA))
-    if dataset.skeleton != opened.spec.joints():
-        raise EdgeposeError(
-            f"{dataset.source}: its joints are {dataset.skeleton.name}, the bundle's {opened.spec.skeleton}"
-        )
+    require_skeleton(dataset, opened.spec)
     least = None if min_ap is None else min_ap / 100
     gates = Gates(
         max_ap_loss / 100,
@@ -139,6 +147,12 @@ def verify(
         max_refined_shift / 100,
     )
     shown = _shown(dataset, opened.spec, boxes, threads)
+    if folder is not None:
+        from edgepose.export.blaming import blame_bundle
+
+        found = blame_bundle(opened, (shown, gates, min_height, threads), folder, as_json)
+        _require_passed(found.frontier[0].failures)
+        return
     if on_board:
         if weights is not None or compressed is not None:
             raise EdgeposeError("--on-board needs no torch: leave out --weights and --compressed")
@@ -226,9 +240,7 @@ def _shown(dataset: Dataset, spec: Spec, boxes: str | None, threads: int) -> Sho
         return Shown(dataset)
     source = boxes or TRUTH
     with _finder(source, threads) as finder:
-        places = track(range(len(dataset)), "Finding people")
-        found = finder.find(dataset[index] for index in places)
-    return Shown(dataset, found, source if source == TRUTH else Path(source).name)
+        return told(dataset, finder, source if source == TRUTH else Path(source).name)
 
 
 @contextmanager

@@ -1,0 +1,64 @@
+"""Tools side by side: each gives a file that runs, and the table says what is in the files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from rich.console import Console
+from standin_people import SPEC, network
+
+from edgepose.calibration.evaluation import Shown
+from edgepose.compression.execution import outputs_of
+from edgepose.compression.graph import load_onnx
+from edgepose.compression.plan import float_plan
+from edgepose.export.side_by_side import FP32, TOOLS, Job, contest, int8_layers, table
+from edgepose.runtime.bundle import Bundle
+from edgepose.runtime.preprocess import prepare
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("side")
+    fp32, _, own = network()
+    feeds = [{"images": prepare(own[index].image, SPEC)[0]} for index in range(len(own))]
+    files = {FP32: folder / "fp32.onnx"}
+    onnx.save(fp32, files[FP32])
+    for place, (name, tool) in enumerate(TOOLS.items()):
+        files[name] = folder / f"{place}.onnx"
+        tool(Job(load_onnx(files[FP32]), feeds, "qrpose", files[name]))
+    return files
+
+
+def test_every_tool_quantizes_and_who_has_the_plan_keeps_it(files: dict[str, Path]) -> None:
+    fp32, _, own = network()
+    feeds = [{"images": prepare(own[0].image, SPEC)[0]}]
+    plan = float_plan(fp32, "qrpose")
+    counts = {name: int8_layers(load_onnx(path)) for name, path in files.items()}
+    layers = [node for node in fp32.graph.node if node.op_type == "Conv"]
+    planned = sum(node.name in plan for node in layers)
+    assert counts.pop(FP32) == (0, len(layers))
+    assert {name: count for name, count in counts.items() if "plan" in name or "edgepose" in name} == {
+        "NNCF, edgepose": (len(layers) - planned, len(layers)),
+        "onnxruntime, our float plan": (len(layers) - planned, len(layers)),
+    }
+    assert counts["onnxruntime"][0] > len(layers) - planned
+    for name, path in files.items():
+        assert np.isfinite(outputs_of(load_onnx(path), feeds)[0]["keypoints"]).all(), name
+
+
+def test_the_contest_scores_and_times_every_file(files: dict[str, Path], tmp_path: Path) -> None:
+    bundle = Bundle(tmp_path, tmp_path, SPEC, {}, {})
+    ledger, contenders = contest(bundle, files, Shown(network()[2]), rounds=3)
+    assert [each.row.stage for each in contenders] == list(files)
+    first, *others = [each.to_dict(ledger) for each in contenders]
+    assert (first["ap"], first["drift_px"], first["int8_layers"]) == (pytest.approx(1.0), None, 0)
+    assert all(each["ap"] < 1 and each["drift_px"]["p95_px"] > 0 for each in others)
+    assert all(each["int8_layers"] + each["float_layers"] == first["float_layers"] for each in others)
+    console = Console(width=110, record=True)
+    console.print(table(ledger, contenders))
+    lines = console.export_text().splitlines()
+    assert all(any(line.lstrip().startswith(name) for line in lines) for name in files)
+    assert all(len(line) <= 110 for line in lines)
