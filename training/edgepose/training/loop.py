@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from rich.progress import Progress as ProgressBar
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgepose.runtime.errors import EdgeposeError, require
 from edgepose.runtime.progress import progress_bar
@@ -25,7 +25,7 @@ from edgepose.training.families import course_of
 from edgepose.training.families.course import Batch
 from edgepose.training.models import load_published, shipped_weights
 from edgepose.training.recipe import parse_recipe
-from edgepose.training.sections import Recipe, Schedule
+from edgepose.training.sections import Recipe, Schedule, Teacher
 
 log = logging.getLogger(__name__)
 
@@ -93,13 +93,22 @@ class Trainer:
         self.model = self.course.fresh_model()
         self.course.begin(self.model)
         if recipe.initial is not None:
-            load_published(self.model, _initial(recipe.model, recipe.initial))
+            load_published(self.model, _weights(recipe.model, recipe.initial))
+        if recipe.teacher is not None:
+            self.course.teacher = self._teacher(recipe.teacher)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half the time on CPUs
         self.step, self.seconds = 0, 0.0
         groups = cast(list[dict[str, Any]], self.course.groups(self.model))
         optimizer = torch.optim.AdamW(groups, recipe.schedule.learning_rate)
         self.wrapped, self.optimizer = self.fabric.setup(self.model.train(), optimizer)
         self.average = Average(self.model, recipe.schedule.ema)
+
+    def _teacher(self, section: Teacher) -> nn.Module:
+        teacher = self.course.fresh_model()
+        load_published(teacher, _weights(self.recipe.model, section.weights))
+        frozen = teacher.eval().requires_grad_(False)
+        frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return frozen.to(self.fabric.device)
 
     def resume(self) -> None:
         """Continue from the folder's checkpoint. Raises EdgeposeError when it is of another recipe."""
@@ -230,8 +239,8 @@ class Trainer:
             yield write
 
 
-def _initial(model: str, initial: str) -> Path:
-    return shipped_weights(model) if initial == "shipped" else Path(initial)
+def _weights(model: str, named: str) -> Path:
+    return shipped_weights(model) if named == "shipped" else Path(named)
 
 
 def precision_of(recipe: Recipe) -> str:
