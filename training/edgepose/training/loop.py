@@ -24,6 +24,7 @@ from edgepose.training.checkpoint import Progress, load_checkpoint, save_checkpo
 from edgepose.training.families import course_of
 from edgepose.training.families.course import Batch
 from edgepose.training.models import load_published, shipped_weights
+from edgepose.training.models.widths import Widths, to_metadata
 from edgepose.training.recipe import parse_recipe
 from edgepose.training.sections import Recipe, Schedule, Teacher
 
@@ -92,8 +93,9 @@ class Trainer:
         self.course = course_of(recipe, self.fabric.global_rank)
         self.model = self.course.fresh_model()
         self.course.begin(self.model)
+        self.widths: Widths = {}
         if recipe.initial is not None:
-            load_published(self.model, _weights(recipe.model, recipe.initial))
+            self.widths = load_published(self.model, _weights(recipe.model, recipe.initial))
         if recipe.teacher is not None:
             self.course.teacher = self._teacher(recipe.teacher)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half the time on CPUs
@@ -139,6 +141,7 @@ class Trainer:
         progress = Progress(self.step, round(self.seconds, 1), self.recipe.to_yaml())
         save_checkpoint(self.out / CHECKPOINT, groups, progress)
         provenance = {"edgepose.model": self.recipe.model, "edgepose.step": str(self.step)}
+        provenance |= to_metadata(self.widths)
         save_tensors(self.out / WEIGHTS, self.average.state, provenance)
 
     def learn(self, batch: Batch) -> dict[str, float]:
