@@ -56,7 +56,7 @@ def allocate(clock: Clock, importance: Sequence[F64], limit: float) -> list[Indi
         best = min(_steps(clock, ranked, kept, now), default=None)
         if best is None:
             raise EdgeposeError(
-                f"no more than {clock.times.total / now:.2f} times the speed can be had by leaving out channels; "
+                f"no more than {clock.times.total / now:.2f} times the speed by leaving out channels; "
                 "ask for less"
             )
         kept[best[1]] -= clock.groups[best[1]].step

@@ -1,4 +1,4 @@
-"""The channels that each joint has for itself in QR-Pose: all joints lose as many, their branches are one layer."""
+"""The channels that each joint has for itself in QR-Pose: each joint loses as many."""
 
 from __future__ import annotations
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgepose.compression.channels import OUTPUTS, Group, Indices
-from edgepose.training.models.widths import Widths, width_of
+from edgepose.training.models.widths import Widths, shape, width_of
 
 
 class Pruned(NamedTuple):
@@ -37,6 +39,14 @@ def pruned(model: nn.Module, groups: Sequence[Group], kept: Sequence[Indices]) -
         if before and (after := tuple(state[f"{name}.weight"].shape[: len(before)])) != before:
             widths[name] = after
     return Pruned(state, widths)
+
+
+def narrowed(model: nn.Module, found: Pruned) -> nn.Module:
+    """A copy of `model` with the pruned weights, in evaluation mode."""
+    narrow = copy.deepcopy(model)
+    shape(narrow, found.widths, Path("pruned"))
+    narrow.load_state_dict(found.state)
+    return narrow.eval()
 
 
 def _leave(state: dict[str, Tensor], layer: str, axis: int, gone: Indices) -> None:

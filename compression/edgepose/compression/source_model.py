@@ -19,14 +19,17 @@ def load_model(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The network in evaluation mode and its origin: `weights` (a file name), `weights_sha256`, `options`.
 
+    Of pruned weights the origin has the `widths` too.
+
     `weights` None takes those that come with edgepose, `options` are those of the model's builder. Raises
     EdgeposeError for an unknown name, option or file.
     """
     chosen = dict(options or {})
     model = build(name, **chosen)
     path = weights or shipped_weights(name)
-    load_published(model, path)
-    return model.eval(), {"weights": path.name, "weights_sha256": sha256(path), "options": chosen}
+    widths = load_published(model, path)
+    origin = {"weights": path.name, "weights_sha256": sha256(path), "options": chosen}
+    return model.eval(), origin | ({"widths": widths} if widths else {})
 
 
 def load_bundled_model(bundle: Bundle, weights: Path | None) -> nn.Module:

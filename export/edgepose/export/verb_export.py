@@ -36,6 +36,7 @@ from edgepose.runtime.golden import apart
 from edgepose.runtime.preprocess import U8, normalise
 from edgepose.runtime.spec import Spec
 
+ORIGIN = ("weights", "weights_sha256", "options", "widths")  # what a compressed network keeps of its source
 GOLDEN_FRAMES = "synthetic:count=4,seed=20260101,size={size}"
 
 
@@ -123,7 +124,7 @@ def _fp32_parts(name: str, weights: Path | None, options: dict[str, Any]) -> Par
     model, origin = load_model(name, weights, options)
     spec = spec_of(name, model)
     frames = golden_frames(spec)
-    known = _torch_answers(model, frames, spec)
+    known = torch_answers(model, frames, spec)
     graphs, done = {}, {}
     for graph, traced in trace(model, spec).items():
         _require_same_as_torch(graph, traced, known, spec)
@@ -142,7 +143,7 @@ def _compressed_parts(name: str, folder: Path) -> Parts:
     if found.spec.model != name:
         raise EdgeposeError(f"{folder}: holds a {found.spec.model}, not a {name}")
     source = found.provenance
-    origin = {key: value for key, value in source.items() if key in ("weights", "weights_sha256", "options")}
+    origin = {key: value for key, value in source.items() if key in ORIGIN}
     made = _provenance(origin, ("onnx", "onnxruntime"), source["simplified"])
     made["versions"] = source["versions"] | found.versions | made["versions"]
     made["calibration_sha256"] = found.calibration["sha256"]
@@ -165,7 +166,7 @@ def golden_frames(spec: Spec) -> U8:
     return np.concatenate([crops_of(sample, boxes, spec)[:1] for sample, boxes in found])
 
 
-def _torch_answers(model: torch.nn.Module, frames: U8, spec: Spec) -> list[dict[str, Array]]:
+def torch_answers(model: torch.nn.Module, frames: U8, spec: Spec) -> list[dict[str, Array]]:
     """For each frame its input and what every graph makes of it in PyTorch, by name."""
     answers = []
     for frame in frames:

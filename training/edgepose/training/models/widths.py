@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import nn
 
 from edgepose.runtime.errors import EdgeposeError
+from edgepose.training.models.backbones.frozen import FrozenNorm
 
 WIDTHS = "edgepose.widths"  # in the metadata of a safetensors file
 # Layer -> outputs and inputs (of one group) of a convolution or linear layer, or the channels of a norm.
@@ -23,8 +23,8 @@ def width_of(layer: nn.Module) -> tuple[int, ...]:
         return layer.out_channels, layer.in_channels // layer.groups
     if isinstance(layer, nn.Linear):
         return layer.out_features, layer.in_features
-    if isinstance(layer, nn.BatchNorm2d):
-        return (layer.num_features,)
+    if isinstance(layer, nn.BatchNorm2d | FrozenNorm):
+        return (len(layer.running_var),)  # type: ignore[arg-type]
     return ()
 
 
@@ -55,8 +55,8 @@ def narrow(layer: nn.Module, width: tuple[int, ...]) -> None:
         layer.out_channels, layer.in_channels = width[0], width[1] * layer.groups
     elif isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = width
-    else:
-        cast(nn.BatchNorm2d, layer).num_features = width[0]
+    elif isinstance(layer, nn.BatchNorm2d):
+        layer.num_features = width[0]
     with torch.no_grad():
         for name, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
             kept = value[tuple(slice(w) for w in width[: value.ndim])].clone()
