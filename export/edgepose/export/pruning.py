@@ -59,8 +59,8 @@ def prune_to(request: Request, model: nn.Module) -> tuple[Pruned, dict[str, Any]
         wanted *= request.speed / reached
     else:
         raise GateFailed(
-            f"{request.model}: {reached:.2f} times as fast, not {request.speed:g}, in {TRIES} tries; nothing is "
-            "written. Ask for less, or try on a machine that does nothing else"
+            f"{request.model}: {reached:.2f} times as fast, not {request.speed:g}, in {TRIES} tries; "
+            "nothing was written. Ask for less, or try on a machine that does nothing else"
         )
     return found, {
         "model": request.model,

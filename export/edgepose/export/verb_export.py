@@ -23,6 +23,7 @@ from edgepose.compression.execution import INPUT, feeds_of, outputs_of
 from edgepose.compression.graph import Array, load_onnx
 from edgepose.compression.shown import crops_of
 from edgepose.compression.source_model import load_model
+from edgepose.compression.sparse import sparse_nodes
 from edgepose.export.assemble import Parts, assemble
 from edgepose.export.legalise import legalise
 from edgepose.export.lint import NEWEST_OPSET, RULES, errors, lint
@@ -36,7 +37,13 @@ from edgepose.runtime.golden import apart
 from edgepose.runtime.preprocess import U8, normalise
 from edgepose.runtime.spec import Spec
 
-ORIGIN = ("weights", "weights_sha256", "options", "widths")  # what a compressed network keeps of its source
+ORIGIN = (
+    "weights",
+    "weights_sha256",
+    "options",
+    "widths",
+    "sparsity",
+)  # what a compressed network keeps of its source
 GOLDEN_FRAMES = "synthetic:count=4,seed=20260101,size={size}"
 
 
@@ -213,16 +220,26 @@ def _report(bundle: Bundle, as_json: bool) -> None:
 
 
 def _lint(path: Path, trt: str, as_json: bool) -> None:
-    findings = lint(load_onnx(path), trt)
+    model = load_onnx(path)
+    findings, sparse = lint(model, trt), sparse_nodes(model)
     broken = errors(findings)
     if as_json:
         found = [finding.to_dict() for finding in findings]
-        print(json.dumps({"file": str(path), "trt": trt, "errors": len(broken), "findings": found}, indent=1))
+        print(
+            json.dumps(
+                {
+                    **{"file": str(path), "trt": trt, "errors": len(broken), "findings": found},
+                    "sparse_2_4": [name for name, follows in sparse.items() if follows],
+                },
+                indent=1,
+            )
+        )
     else:
         rules = {rule.number: rule for rule in RULES}
         for finding in findings:
             rule = rules[finding.rule]
             print(f"{finding.severity:5} {finding.rule} {finding.where}: {finding.what} [{rule.source}]")
+        print(f"weights that follow 2:4 along their inputs: {sum(sparse.values())} of {len(sparse)} layers")
     if broken:
         raise GateFailed(
             f"{path}: TensorRT {trt} would refuse it: {len(broken)} errors, rules {_numbers(broken)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -26,6 +27,9 @@ from edgepose.runtime.trt.engines import Engines, Options, Step
 from edgepose.runtime.trt.precision import LADDER
 from edgepose.runtime.trt.runner import TensorRtBackend
 
+log = logging.getLogger(__name__)
+
+PATTERN = "2:4"  # of the weights, as a bundle's provenance names it
 CHOSEN = ("int8", "fp16")  # INT8 transformers are often slower than FP16, so both are built and timed
 
 
@@ -40,7 +44,11 @@ CHOSEN = ("int8", "fp16")  # INT8 transformers are often slower than FP16, so bo
 @click.option(
     "--level", type=click.IntRange(0, 5), default=DEFAULT_LEVEL, show_default=True, help="Search effort."
 )
-@click.option("--sparsity", is_flag=True, help="Use 2:4 sparse weights.")
+@click.option(
+    "--sparsity/--no-sparsity",
+    default=None,
+    help="Use 2:4 sparse weights.  [default: where the bundle says that it has them]",
+)
 @click.option("--dla-core", type=click.IntRange(0), help="Run on this DLA core, the rest on the GPU.")
 @click.option("--cuda", type=click.Choice(list(LIBRARIES)), default="pycuda", show_default=True)
 @click.option("--engines", type=click.Path(path_type=Path), help="Folder of the engines.")
@@ -55,7 +63,7 @@ def build(
     batch: str,
     workspace: int,
     level: int,
-    sparsity: bool,
+    sparsity: bool | None,
     dla_core: int | None,
     cuda: str,
     engines: Path | None,
@@ -70,7 +78,7 @@ def build(
     this board, TensorRT and graph; nothing is built twice.
     """
     opened = Bundle.open(bundle)
-    settings = Settings(_batches(batch), workspace, level, sparsity, dla_core)
+    settings = Settings(_batches(batch), workspace, level, _sparse(opened, sparsity), dla_core)
     names = graphs or opened.spec.graphs
     if print_trtexec:
         for line in _lines(opened, names, print_trtexec, precisions, settings):
@@ -86,6 +94,18 @@ def build(
         raise GateFailed(
             f"no engine of {', '.join(lacking)} can be used here; ONNX Runtime runs the same model on the CPU"
         )
+
+
+def _sparse(bundle: Bundle, asked: bool | None) -> bool:
+    """Whether TensorRT may use zeros: as asked, or as the bundle's weights follow the pattern."""
+    there = bundle.provenance.get("sparsity") == PATTERN
+    if asked and not there:
+        log.warning(
+            "%s: does not say that its weights follow %s, so --sparsity will find little",
+            bundle.path,
+            PATTERN,
+        )
+    return there if asked is None else asked
 
 
 def _lines(

@@ -24,6 +24,7 @@ from edgepose.training.checkpoint import Progress, load_checkpoint, save_checkpo
 from edgepose.training.families import course_of
 from edgepose.training.families.course import Batch
 from edgepose.training.models import load_published, shipped_weights
+from edgepose.training.models.sparsity import keep, masks_of
 from edgepose.training.models.widths import Widths, to_metadata
 from edgepose.training.recipe import parse_recipe
 from edgepose.training.sections import Recipe, Schedule, Teacher
@@ -96,6 +97,8 @@ class Trainer:
         self.widths: Widths = {}
         if recipe.initial is not None:
             self.widths = load_published(self.model, _weights(recipe.model, recipe.initial))
+        self.masks = masks_of(self.model) if recipe.sparsity else {}
+        keep(self.model, self.masks)
         if recipe.teacher is not None:
             self.course.teacher = self._teacher(recipe.teacher)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half the time on CPUs
@@ -162,6 +165,7 @@ class Trainer:
         if schedule.clip is not None:
             self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=schedule.clip)
         self.optimizer.step()
+        keep(self.model, self.masks)
         self.average.update(self.model, step)
         self.step += 1
         return {"total": float(total.detach()), **{name: float(t.detach()) for name, t in terms.items()}}

@@ -59,6 +59,8 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     initial: str | None = None  # weights to start from: a file, or "shipped"; null: random
     teacher: Teacher | None = None  # null: the labels alone
+    # 2:4: of every 4 inputs of an output the 2 largest weights at the start stay, the others stay 0
+    sparsity: Literal["2:4"] | None = None
     # Data-parallel processes: one for each GPU, or for each core of a CPU, where two of one thread get
     # through twice the pictures of one of two threads. Each takes `schedule.batch` pictures a step.
     processes: PositiveInt = 1

@@ -106,7 +106,7 @@ class QueryPoseCourse(Course[QueryPoseRecipe, Batch]):
         people = people_each(targets)
         terms = self._loss(outputs, targets, people)
         if self.teacher is not None:
-            said = known(cast(QueryPose, self.teacher), images, outputs)
+            said = known(cast(QueryPose, self.teacher), images, outputs, targets)
             terms |= self.weighed(taught(outputs, said, people))
         return terms
 

@@ -14,7 +14,7 @@ from edgepose.runtime.errors import EdgeposeError
 from edgepose.training.models import qrpose, querypose, sharpose
 from edgepose.training.models.backbones.body import Body
 from edgepose.training.models.weights import read_published, read_weights, require_fit
-from edgepose.training.models.widths import Widths, shape
+from edgepose.training.models.widths import Widths, require_whole, shape
 
 # In one place (DESIGN.md: tables, not registries). Each builder checks its own options.
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
@@ -100,6 +100,8 @@ def load_published(model: nn.Module, checkpoint: str | Path) -> Widths:
     if meta is not None and isinstance(model, Adopting):
         model.adopt(meta, path)
     model.load_state_dict(loaded)
+    if widths:
+        require_whole(model, path)
     return widths
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.training.models.backbones.frozen import FrozenNorm
@@ -64,6 +65,22 @@ def narrow(layer: nn.Module, width: tuple[int, ...]) -> None:
                 setattr(layer, name, nn.Parameter(kept, value.requires_grad))
             else:
                 setattr(layer, name, kept)
+
+
+def require_whole(model: nn.Module, path: Path) -> None:
+    """Raises EdgeposeError when a layer of the narrowed `model` makes other channels than are read."""
+    state = {name: value.to("meta") for name, value in [*model.named_parameters(), *model.named_buffers()]}
+    width, height = model.config.size  # type: ignore[union-attr, misc]
+    was = model.training
+    try:  # shapes alone, nothing is computed
+        functional_call(model.eval(), state, torch.zeros(1, 3, height, width, device="meta"))
+    except NotImplementedError:
+        pass  # who is looked at again depends on values; all layers have been run by then
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise EdgeposeError(f"{path}: its widths do not fit together ({reason}); prune again") from error
+    finally:
+        model.train(was)
 
 
 def to_metadata(widths: Widths) -> dict[str, str]:

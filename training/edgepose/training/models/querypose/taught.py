@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from edgepose.training.models.querypose.losses import Learned, Outputs
-from edgepose.training.models.querypose.network import QueryPose, Told
+from edgepose.training.models.querypose.losses import Outputs
+from edgepose.training.models.querypose.network import QueryPose
+from edgepose.training.models.querypose.targets import Targets
 from edgepose.training.models.teaching import divergence
 
 
@@ -21,20 +22,17 @@ class Known(NamedTuple):
 
 
 @torch.no_grad()
-def known(teacher: QueryPose, images: Tensor, outputs: Outputs) -> Known:
-    """Ask the teacher, a network of the same queries, about the student's batch."""
+def known(teacher: QueryPose, images: Tensor, outputs: Outputs, targets: Targets) -> Known:
+    """Ask the teacher, a network of the same queries, about the student's batch and its matches."""
     maps = teacher.backbone(images)
-    told: list[Told] = teacher.boxed(maps, outputs.sizes)
-    image, query, person = outputs.stages[-1].matches
-    rows = 1 + int(person.max()) if len(person) else 1
-    chosen = query.new_zeros(len(outputs.sizes), rows).index_put((image, person), query)
-    joints = teacher.posed(maps[0], [stage.chosen(chosen) for stage in told])
-    return Known(told[-1].logits, told[-1].boxes, joints.coordinates[image * rows + person])
+    told = teacher.boxed(maps, outputs.sizes)
+    joints = teacher.posed_along(maps[0], told, [stage.matches for stage in outputs.stages], targets)
+    return Known(told[-1].logits, told[-1].boxes, joints.coordinates)
 
 
 def taught(outputs: Outputs, teacher: Known, people: float) -> dict[str, Tensor]:
     """Terms by name, all 0 for a student that says what the teacher says. `people` as of `Loss`."""
-    last: Learned = outputs.stages[-1]
+    last = outputs.stages[-1]
     image, query, _ = last.matches
     moved = (last.boxes - teacher.boxes)[image, query] / outputs.sizes.repeat(1, 2)[image]
     apart = (last.joints.coordinates - teacher.coordinates).abs().sum(-1).mean(-1)
