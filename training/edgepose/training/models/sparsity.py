@@ -20,7 +20,7 @@ def mask_2_4(weight: Tensor) -> Tensor:
     At one output and one place of the kernel; of equals the first. `inputs` must be a multiple of 4.
     """
     fours = weight.detach().abs().movedim(1, -1).unflatten(-1, (-1, GROUP))
-    order = fours.argsort(-1, descending=True, stable=True)
+    order = torch.argsort(fours, dim=-1, descending=True, stable=True)
     mask = torch.zeros_like(fours, dtype=torch.bool).scatter_(-1, order[..., :KEPT], True)
     return mask.flatten(-2).movedim(-1, 1).contiguous()
 
