@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,6 @@ from edgepose.compression.sparse import sparse_nodes
 from edgepose.compression.torch_quantize import load_quantized_torch
 from edgepose.compression.verb_compress import compress
 from edgepose.export import pruning
-from edgepose.export.layer_times import layer_times
 from edgepose.export.speed import Runnable, compared, runnable
 from edgepose.export.verb_export import export
 from edgepose.export.verb_prune import REPORT, prune
@@ -48,25 +48,53 @@ def run(command: Any, *arguments: object) -> tuple[int, str]:
     return code, printed.getvalue()
 
 
-def by_work(networks: Mapping[str, Runnable], rounds: int) -> list[Timing]:
-    """In place of a clock: a network takes as long as it has multiply-adds."""
+def multiply_adds(model: nn.Module) -> dict[str, int]:
+    """Of every convolution: outputs x inputs of a group x kernel x places, from the shapes that pass by."""
+    counts: dict[str, int] = {}
+    hooks = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d):
+
+            def count(layer: nn.Module, _: Any, output: Tensor, name: str = name) -> None:
+                counts[name] = counts.get(name, 0) + layer.weight.numel() * output[0, 0].numel()
+
+            hooks.append(layer.register_forward_hook(count))
+    width, height = model.config.size
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, 3, height, width))
+    for hook in hooks:
+        hook.remove()
+    return counts
+
+
+def by_work(name: str, model: nn.Module) -> Any:
+    """In place of traced graphs and a clock: a layer takes as long as it has multiply-adds."""
+    counts = multiply_adds(model)
+    total = sum(counts.values())
+    times = Times({name: float(count) for name, count in counts.items()}, {}, float(total))
+    return SimpleNamespace(multiply_adds=total, times=lambda: times)
+
+
+def in_turns(networks: Mapping[str, Any], rounds: int) -> list[Timing]:
+    """The times of `by_work`."""
     first = networks["before"].multiply_adds
     ratios = {name: network.multiply_adds / first for name, network in networks.items()}
     return [Timing(name, ratio, ratio, ratio, ratio, ratio) for name, ratio in ratios.items()]
 
 
-def even(network: Runnable) -> Times:
-    """In place of a clock: a second for each layer."""
-    layers = layer_times(*network.graphs[0], rounds=1).layers
-    return Times(dict.fromkeys(layers, 1.0), {}, float(len(layers)))
-
-
 @pytest.fixture(scope="module")
 def steady() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pruning, "compared", by_work)
-        patch.setattr(Runnable, "times", even)
+        patch.setattr(pruning, "runnable", by_work)
+        patch.setattr(pruning, "compared", in_turns)
         yield
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[nn.Module, Runnable]:
+    """A network on small pictures, really traced."""
+    model = build(MODEL, size=(64, 64))
+    return model, runnable(MODEL, model)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +114,7 @@ def test_the_report_counts_what_is_left(folder: Path) -> None:
     dense, _ = load_model(MODEL, None)
     slim, origin = load_model(MODEL, folder / WEIGHTS)
     assert report["parameters"] == [sum(p.numel() for p in net.parameters()) for net in (dense, slim)]
-    assert report["multiply_adds"] == [runnable(MODEL, net).multiply_adds for net in (dense, slim)]
+    assert report["multiply_adds"] == [sum(multiply_adds(net).values()) for net in (dense, slim)]
     assert report["multiply_adds"][0] >= 1.5 * report["multiply_adds"][1]
     widths = {name: list(width) for name, width in origin["widths"].items()}
     assert widths == report["widths"]
@@ -98,26 +126,14 @@ def test_the_report_counts_what_is_left(folder: Path) -> None:
         assert file.metadata()["edgepose.pruned_from"] == report["pruned_from"]
 
 
-def test_multiply_adds_are_those_of_the_closed_form() -> None:
-    """Every convolution: outputs x inputs of a group x kernel x places, from the shapes that pass by."""
-    model = build(MODEL, size=(64, 64)).eval()
-    total = 0
-
-    def count(layer: nn.Module, _: Any, output: Tensor) -> None:
-        nonlocal total
-        total += layer.weight.numel() * output[0, 0].numel()
-
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    with torch.no_grad():
-        model(torch.zeros(1, 3, 64, 64))
-    for hook in hooks:
-        hook.remove()
-    assert runnable(MODEL, model).multiply_adds == total
+def test_multiply_adds_are_those_of_the_closed_form(small: tuple[nn.Module, Runnable]) -> None:
+    model, network = small
+    assert network.multiply_adds == sum(multiply_adds(model).values())
 
 
-def test_layers_are_told_apart_by_their_names() -> None:
-    model = build(MODEL, size=(64, 64))
-    times = layer_times(*runnable(MODEL, model).graphs[0], rounds=3)
+def test_layers_are_told_apart_by_their_names(small: tuple[nn.Module, Runnable]) -> None:
+    model, network = small
+    times = network.times()
     names = {name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)}
     assert times.layers.keys() == names - {"heatmap"}  # which training alone reads
     assert all(seconds > 0 for seconds in times.layers.values())
@@ -125,9 +141,8 @@ def test_layers_are_told_apart_by_their_names() -> None:
     assert sum(times.layers.values()) + sum(times.read.values()) <= times.total
 
 
-def test_networks_are_timed_in_turns() -> None:
-    network = runnable(MODEL, build(MODEL, size=(64, 64)))
-    timings = compared({"one": network, "same": network}, 3)
+def test_networks_are_timed_in_turns(small: tuple[nn.Module, Runnable]) -> None:
+    timings = compared({"one": small[1], "same": small[1]}, 3)
     assert [timing.name for timing in timings] == ["one", "same"]
     assert all(timing.p50_ms > 0 for timing in timings)
 

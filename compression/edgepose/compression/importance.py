@@ -41,7 +41,8 @@ def by_taylor(model: nn.Module, groups: Sequence[Group], course: Course[Any, Any
     for step, batch in track(islice(enumerate(course.batches(0)), batches), "importance", batches):
         torch.manual_seed(step)
         model.zero_grad()
-        torch.stack(list(course.terms(model, batch, course.recipe.schedule.steps).values())).sum().backward()
+        terms = course.terms(model, batch, course.recipe.schedule.steps)
+        torch.autograd.backward(torch.stack(list(terms.values())).sum())
         for total, group in zip(totals, groups, strict=True):
             total += np.square(sum(_per_unit(_change(model, part), part) for part in group.readers))
     model.zero_grad()

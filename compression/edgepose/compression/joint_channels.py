@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 
@@ -14,12 +15,11 @@ STEP = 2  # channels a joint
 
 def joint_groups(network: QrPose) -> Iterator[Group]:
     """What the joints' branch makes, what KQE reads of it around a pose, and what each look makes of that."""
-    K, (before, after) = network.config.joints, network.kpt
-    hidden = before[0].out_channels // K
+    K = network.config.joints
+    hidden, seen = (_outputs(network, f"kpt.{place}.0") // K for place in (0, 1))
     yield _group(*_made("kpt.0", hidden, K), Part("kpt.1.0", INPUTS, _each(hidden)))
-    seen = after[0].out_channels // K
     readers = [Part(name, INPUTS, _each(seen)) for name in ("heatmap", "off1")]
-    Q, looks = len(network.around), list(network.looks)
+    Q, looks = len(network.around), [cast(Look, look) for look in network.looks]
     for index, look in enumerate(looks):
         around = np.arange(seen * Q).reshape(seen, Q)
         if index == 0:  # it starts from what was seen here
@@ -29,12 +29,13 @@ def joint_groups(network: QrPose) -> Iterator[Group]:
         readers.append(Part("conf", INPUTS, _each(seen)))
     yield _group(*_made("kpt.1", seen, K), *readers)
     for index, look in enumerate(looks):
-        yield from _of_look(network, index, look, seen * Q)
+        after = looks[index + 1] if index + 1 < len(looks) else None
+        yield from _of_look(network, index, (look, after), seen * Q)
 
 
-def _of_look(network: QrPose, index: int, look: Look, read: int) -> Iterator[Group]:
+def _of_look(network: QrPose, index: int, pair: tuple[Look, Look | None], read: int) -> Iterator[Group]:
     """`read` channels of a joint are what lies around the pose; those of its position stand behind them."""
-    K, name = network.config.joints, f"looks.{index}"
+    K, name, (look, after) = network.config.joints, f"looks.{index}", pair
     places = look.position.out_channels // K
     position = Part(f"{name}.position", OUTPUTS, _joints(places, K))
     yield _group(position, Part(f"{name}.mix.0", INPUTS, read + _each(places)))
@@ -46,13 +47,17 @@ def _of_look(network: QrPose, index: int, look: Look, read: int) -> Iterator[Gro
         Part(f"{name}.body.0", INPUTS, everywhere),
         Part(f"{name}.off", INPUTS, _each(known)),
     ]
-    if index + 1 < len(network.looks):
-        parts.append(Part(f"looks.{index + 1}.mix.0", INPUTS, _before(network.looks[index + 1], read)))
+    if after is not None:
+        parts.append(Part(f"looks.{index + 1}.mix.0", INPUTS, _before(after, read)))
     else:
         parts.append(Part("conf", INPUTS, _each(known)))
         if network.config.pqe:  # the pose stands before it
             parts.append(Part("enc.0", INPUTS, 2 * K + everywhere))
     yield _group(*parts)
+
+
+def _outputs(network: QrPose, layer: str) -> int:
+    return network.get_parameter(f"{layer}.weight").shape[0]
 
 
 def _group(*parts: Part) -> Group:
@@ -77,5 +82,5 @@ def _each(channels: int) -> Indices:
 def _before(look: Look, read: int) -> Indices:
     """(channels, 1) of what was known before the look, behind what it reads around and the position."""
     places = look.position.out_channels // look.joints
-    known = look.mix[0].weight.shape[1] - read - places
+    known = look.mix.get_parameter("0.weight").shape[1] - read - places
     return read + places + _each(known)

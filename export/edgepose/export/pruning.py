@@ -42,7 +42,7 @@ def prune_to(request: Request, model: nn.Module) -> tuple[Pruned, dict[str, Any]
 
     Raises GateFailed when the speed is not reached.
     """
-    groups = groups_of(model, family_of(request.model), model.config.size)  # type: ignore[arg-type, union-attr]
+    groups = groups_of(model, family_of(request.model), model.config.size)  # type: ignore[arg-type]
     importance = _importance(request, model, groups)
     dense = runnable(request.model, model)
     clock = Clock(dense.times(), groups, _sizes(model))
@@ -93,6 +93,6 @@ def _importance(request: Request, model: nn.Module, groups: list[Group]) -> list
         "schedule": {"steps": request.batches, "batch": BATCH},
     }
     if "size" in FAMILIES[family_of(request.model)].record.model_fields:
-        values["size"] = model.config.size[0]  # type: ignore[union-attr, index]
+        values["size"] = model.config.size[0]  # type: ignore[index]
     recipe = parse_recipe(yaml.safe_dump(values), "edgepose prune")
     return by_taylor(model, groups, course_of(recipe), request.batches)

@@ -13,7 +13,7 @@ from edgepose.export.pruning import Request, prune_to
 from edgepose.runtime.drafts import draft_folder, write_json
 from edgepose.training.checkpoint import save_tensors
 from edgepose.training.loop import WEIGHTS
-from edgepose.training.models import shipped_weights
+from edgepose.training.models import check_name, shipped_weights
 from edgepose.training.models.widths import to_metadata
 
 REPORT = "prune.json"
@@ -59,6 +59,7 @@ def prune(
     trained again: edgepose train RECIPE with `initial:` these and `teacher:` the old ones. Exit code 1 when
     the speed is not reached.
     """
+    check_name(model)
     path = weights or shipped_weights(model)
     network, origin = load_model(model, path)
     found, report = prune_to(Request(model, data, importance, batches, speed, rounds), network)

@@ -19,7 +19,7 @@ def mask_2_4(weight: Tensor) -> Tensor:
 
     At one output and one place of the kernel; of equals the first. `inputs` must be a multiple of 4.
     """
-    fours = weight.detach().abs().movedim(1, -1).unflatten(-1, (-1, GROUP))
+    fours = torch.unflatten(weight.detach().abs().movedim(1, -1), -1, (-1, GROUP))
     order = torch.argsort(fours, dim=-1, descending=True, stable=True)
     mask = torch.zeros_like(fours, dtype=torch.bool).scatter_(-1, order[..., :KEPT], True)
     return mask.flatten(-2).movedim(-1, 1).contiguous()
@@ -29,7 +29,7 @@ def follows_2_4(weight: Tensor) -> bool:
     """Whether no four consecutive inputs of (outputs, inputs, ...) hold more than two numbers but 0."""
     if weight.shape[1] % GROUP:
         return False
-    counts = (weight.detach() != 0).movedim(1, -1).unflatten(-1, (-1, GROUP)).sum(-1)
+    counts = torch.unflatten((weight.detach() != 0).movedim(1, -1), -1, (-1, GROUP)).sum(-1)
     return bool((counts <= KEPT).all())
 
 

@@ -70,7 +70,7 @@ def narrow(layer: nn.Module, width: tuple[int, ...]) -> None:
 def require_whole(model: nn.Module, path: Path) -> None:
     """Raises EdgeposeError when a layer of the narrowed `model` makes other channels than are read."""
     state = {name: value.to("meta") for name, value in [*model.named_parameters(), *model.named_buffers()]}
-    width, height = model.config.size  # type: ignore[union-attr, misc]
+    width, height = model.config.size  # type: ignore[misc]
     was = model.training
     try:  # shapes alone, nothing is computed
         functional_call(model.eval(), state, torch.zeros(1, 3, height, width, device="meta"))
