@@ -12,6 +12,7 @@ from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.drafts import sha256
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.training.models import build, load_published, shipped_weights
+from edgepose.training.models.sparsity import PATTERN, is_sparse
 
 
 def load_model(
@@ -19,14 +20,18 @@ def load_model(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The network in evaluation mode and its origin: `weights` (a file name), `weights_sha256`, `options`.
 
+    Of pruned weights the origin has the `widths` too, of sparse ones the pattern.
+
     `weights` None takes those that come with edgepose, `options` are those of the model's builder. Raises
     EdgeposeError for an unknown name, option or file.
     """
     chosen = dict(options or {})
     model = build(name, **chosen)
     path = weights or shipped_weights(name)
-    load_published(model, path)
-    return model.eval(), {"weights": path.name, "weights_sha256": sha256(path), "options": chosen}
+    widths = load_published(model, path)
+    origin = {"weights": path.name, "weights_sha256": sha256(path), "options": chosen}
+    said = {"widths": widths} if widths else {}
+    return model.eval(), origin | said | ({"sparsity": PATTERN} if is_sparse(model) else {})
 
 
 def load_bundled_model(bundle: Bundle, weights: Path | None) -> nn.Module:

@@ -23,6 +23,7 @@ from edgepose.compression.execution import INPUT, feeds_of, outputs_of
 from edgepose.compression.graph import Array, load_onnx
 from edgepose.compression.shown import crops_of
 from edgepose.compression.source_model import load_model
+from edgepose.compression.sparse import sparse_nodes
 from edgepose.export.assemble import Parts, assemble
 from edgepose.export.deepstream import write
 from edgepose.export.legalise import legalise
@@ -37,6 +38,13 @@ from edgepose.runtime.golden import apart
 from edgepose.runtime.preprocess import U8, normalise
 from edgepose.runtime.spec import Spec
 
+ORIGIN = (
+    "weights",
+    "weights_sha256",
+    "options",
+    "widths",
+    "sparsity",
+)  # what a compressed network keeps of its source
 GOLDEN_FRAMES = "synthetic:count=4,seed=20260101,size={size}"
 
 
@@ -145,7 +153,7 @@ def _fp32_parts(name: str, weights: Path | None, options: dict[str, Any]) -> Par
     model, origin = load_model(name, weights, options)
     spec = spec_of(name, model)
     frames = golden_frames(spec)
-    known = _torch_answers(model, frames, spec)
+    known = torch_answers(model, frames, spec)
     graphs, done = {}, {}
     for graph, traced in trace(model, spec).items():
         _require_same_as_torch(graph, traced, known, spec)
@@ -164,7 +172,7 @@ def _compressed_parts(name: str, folder: Path) -> Parts:
     if found.spec.model != name:
         raise EdgeposeError(f"{folder}: holds a {found.spec.model}, not a {name}")
     source = found.provenance
-    origin = {key: value for key, value in source.items() if key in ("weights", "weights_sha256", "options")}
+    origin = {key: value for key, value in source.items() if key in ORIGIN}
     made = _provenance(origin, ("onnx", "onnxruntime"), source["simplified"])
     made["versions"] = source["versions"] | found.versions | made["versions"]
     made["calibration_sha256"] = found.calibration["sha256"]
@@ -187,7 +195,7 @@ def golden_frames(spec: Spec) -> U8:
     return np.concatenate([crops_of(sample, boxes, spec)[:1] for sample, boxes in found])
 
 
-def _torch_answers(model: torch.nn.Module, frames: U8, spec: Spec) -> list[dict[str, Array]]:
+def torch_answers(model: torch.nn.Module, frames: U8, spec: Spec) -> list[dict[str, Array]]:
     """For each frame its input and what every graph makes of it in PyTorch, by name."""
     answers = []
     for frame in frames:
@@ -234,16 +242,26 @@ def _report(bundle: Bundle, as_json: bool) -> None:
 
 
 def _lint(path: Path, trt: str, as_json: bool) -> None:
-    findings = lint(load_onnx(path), trt)
+    model = load_onnx(path)
+    findings, sparse = lint(model, trt), sparse_nodes(model)
     broken = errors(findings)
     if as_json:
         found = [finding.to_dict() for finding in findings]
-        print(json.dumps({"file": str(path), "trt": trt, "errors": len(broken), "findings": found}, indent=1))
+        print(
+            json.dumps(
+                {
+                    **{"file": str(path), "trt": trt, "errors": len(broken), "findings": found},
+                    "sparse_2_4": [name for name, follows in sparse.items() if follows],
+                },
+                indent=1,
+            )
+        )
     else:
         rules = {rule.number: rule for rule in RULES}
         for finding in findings:
             rule = rules[finding.rule]
             print(f"{finding.severity:5} {finding.rule} {finding.where}: {finding.what} [{rule.source}]")
+        print(f"weights that follow 2:4 along their inputs: {sum(sparse.values())} of {len(sparse)} layers")
     if broken:
         raise GateFailed(
             f"{path}: TensorRT {trt} would refuse it: {len(broken)} errors, rules {_numbers(broken)}"

@@ -31,6 +31,7 @@ VERBS = {
     "train": Verb("edgepose.training.verb_train:train", "Train a model from a recipe."),
     "calibrate": Verb("edgepose.calibration.verb_calibrate:calibrate", "Choose or audit a calibration set."),
     "compress": Verb("edgepose.compression.verb_compress:compress", "Quantize a bundle's graphs to INT8."),
+    "prune": Verb("edgepose.export.verb_prune:prune", "Leave channels out of a network for speed."),
     "qat": Verb("edgepose.export.verb_qat:qat", "Train a quantized network on, so that it loses less."),
     "export": Verb("edgepose.export.verb_export:export", "Turn a model into a bundle, or lint an ONNX file."),
     "verify": Verb("edgepose.export.verb_verify:verify", "Score every artefact of a bundle against FP32."),

@@ -43,6 +43,7 @@ _GSTREAMER = (
 SOURCE = {
     "torch": _WORKSTATION,
     "nncf": _WORKSTATION,
+    "torch_pruning": _WORKSTATION,
     "onnx": _WORKSTATION,
     "onnxsim": _WORKSTATION,
     "onnxscript": _WORKSTATION,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -37,6 +38,9 @@ from edgepose.runtime.trt.precision import LADDER, NO_ENGINE
 from edgepose.runtime.trt.runner import TensorRtBackend
 from edgepose.runtime.trt.selftest import Moved
 
+log = logging.getLogger(__name__)
+
+PATTERN = "2:4"  # of the weights, as a bundle's provenance names it
 _COSTS = ("from golden", "drift px", "Δ AP")
 CHOSEN = ("int8", "fp16")  # INT8 transformers are often slower than FP16, so both are built and timed
 
@@ -54,7 +58,11 @@ CHOSEN = ("int8", "fp16")  # INT8 transformers are often slower than FP16, so bo
 @click.option(
     "--level", type=click.IntRange(0, 5), default=DEFAULT_LEVEL, show_default=True, help="Search effort."
 )
-@click.option("--sparsity", is_flag=True, help="Use 2:4 sparse weights.")
+@click.option(
+    "--sparsity/--no-sparsity",
+    default=None,
+    help="Use 2:4 sparse weights.  [default: where the bundle says that it has them]",
+)
 @click.option("--dla-core", type=click.IntRange(0), help="Run on this DLA core, the rest on the GPU.")
 @click.option(
     "--implicit-int8",
@@ -94,7 +102,7 @@ def build(
     batch: str | None,
     workspace: int,
     level: int,
-    sparsity: bool,
+    sparsity: bool | None,
     dla_core: int | None,
     implicit_int8: str | None,
     cuda: str,
@@ -115,7 +123,7 @@ def build(
     """
     opened = Bundle.open(bundle)
     batches = _batches(batch) if batch else batches_for(opened.spec)
-    settings = Settings(batches, workspace, level, sparsity, dla_core)
+    settings = Settings(batches, workspace, level, _sparse(opened, sparsity), dla_core)
     names = graphs or opened.spec.graphs
     if print_trtexec:
         for line in _lines(opened, names, print_trtexec, precisions, settings):
@@ -139,6 +147,18 @@ def build(
             f"no engine of {', '.join(lacking)} can be used here, or none within the gate; ONNX Runtime runs "
             "the same model on the CPU"
         )
+
+
+def _sparse(bundle: Bundle, asked: bool | None) -> bool:
+    """Whether TensorRT may use zeros: as asked, or as the bundle's weights follow the pattern."""
+    there = bundle.provenance.get("sparsity") == PATTERN
+    if asked and not there:
+        log.warning(
+            "%s: does not say that its weights follow %s, so --sparsity will find little",
+            bundle.path,
+            PATTERN,
+        )
+    return there if asked is None else asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from standin_gpu import Gpu
 
 from edgepose.runtime import verb_build
+from edgepose.runtime.bundle import publish
 from edgepose.runtime.trt.engines import Engines, Options
 
 
@@ -204,3 +206,26 @@ def test_every_graph_of_a_bundle_is_built(install, run, two_graphs) -> None:
     assert {name: graph["default"] for name, graph in found.items()} == {"coarse": "fp32", "fine": "fp32"}
     code, out, _ = run(two_graphs.path, "--json", "--precision", "fp32", "--graph", "fine")
     assert list(json.loads(out)["graphs"]) == ["fine"]
+
+
+@pytest.mark.parametrize(
+    ("said", "words", "expected", "warned"),
+    [
+        ({}, (), False, False),
+        ({"sparsity": "2:4"}, (), True, False),
+        ({"sparsity": "2:4"}, ("--no-sparsity",), False, False),
+        ({"sparsity": "2:4"}, ("--sparsity",), True, False),
+        ({}, ("--sparsity",), True, True),
+    ],
+)
+def test_sparse_weights_are_used_where_the_bundle_has_them(
+    said, words, expected: bool, warned: bool, bundle, install, run, tmp_path: Path, caplog
+) -> None:
+    install("10.3")
+    content = tmp_path / "content"
+    shutil.copytree(bundle.folder, content)
+    sparse = publish(content, tmp_path / "sparse", bundle.spec, bundle.provenance | said)
+    code, out, err = run(sparse.path, "--json", "--precision", "fp32", *words)
+    assert code == 0, err
+    assert json.loads(out)["settings"]["sparsity"] is expected
+    assert ("does not say that its weights follow 2:4" in caplog.text) is warned

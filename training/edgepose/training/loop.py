@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from rich.progress import Progress as ProgressBar
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgepose.runtime.errors import EdgeposeError, require
 from edgepose.runtime.progress import progress_bar
@@ -24,9 +24,11 @@ from edgepose.training.checkpoint import Progress, load_checkpoint, save_checkpo
 from edgepose.training.families import course_of
 from edgepose.training.families.course import Batch, Course
 from edgepose.training.models import load_published, shipped_weights
+from edgepose.training.models.sparsity import keep, masks_of
+from edgepose.training.models.widths import Widths, to_metadata
 from edgepose.training.optimizer import MOMENTS, Muon
 from edgepose.training.recipe import parse_recipe
-from edgepose.training.sections import Recipe, Schedule
+from edgepose.training.sections import Recipe, Schedule, Teacher
 
 log = logging.getLogger(__name__)
 
@@ -95,14 +97,26 @@ class Trainer:
         self.course = make(recipe, self.fabric.global_rank)
         self.model = self.course.fresh_model()
         self.course.begin(self.model)
+        self.widths: Widths = {}
         if recipe.initial is not None:
-            load_published(self.model, _initial(recipe.model, recipe.initial))
+            self.widths = load_published(self.model, _weights(recipe.model, recipe.initial))
+        self.masks = masks_of(self.model) if recipe.sparsity else {}
+        keep(self.model, self.masks)
+        if recipe.teacher is not None:
+            self.course.teacher = self._teacher(recipe.teacher)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half the time on CPUs
         self.step, self.seconds = 0, 0.0
         groups = cast(list[dict[str, Any]], self.course.groups(self.model))
         optimizer = Muon(groups, recipe.schedule.learning_rate)
         self.wrapped, self.optimizer = self.fabric.setup(self.model.train(), optimizer)
         self.average = Average(self.model, recipe.schedule.ema)
+
+    def _teacher(self, section: Teacher) -> nn.Module:
+        teacher = self.course.fresh_model()
+        load_published(teacher, _weights(self.recipe.model, section.weights))
+        frozen = teacher.eval().requires_grad_(False)
+        frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return frozen.to(self.fabric.device)
 
     def resume(self) -> None:
         """Continue from the folder's checkpoint. Raises EdgeposeError when it is of another recipe."""
@@ -134,6 +148,7 @@ class Trainer:
         progress = Progress(self.step, round(self.seconds, 1), self.recipe.to_yaml())
         save_checkpoint(self.out / CHECKPOINT, groups, progress)
         provenance = {"edgepose.model": self.recipe.model, "edgepose.step": str(self.step)}
+        provenance |= to_metadata(self.widths)
         save_tensors(self.out / WEIGHTS, self.average.state, provenance)
 
     def learn(self, batch: Batch) -> dict[str, float]:
@@ -154,6 +169,7 @@ class Trainer:
         if schedule.clip is not None:
             self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=schedule.clip)
         self.optimizer.step()
+        keep(self.model, self.masks)
         self.average.update(self.model, step)
         self.step += 1
         return {"total": float(total.detach()), **{name: float(t.detach()) for name, t in terms.items()}}
@@ -240,8 +256,8 @@ class Trainer:
             yield write
 
 
-def _initial(model: str, initial: str) -> Path:
-    return shipped_weights(model) if initial == "shipped" else Path(initial)
+def _weights(model: str, named: str) -> Path:
+    return shipped_weights(model) if named == "shipped" else Path(named)
 
 
 def precision_of(recipe: Recipe) -> str:

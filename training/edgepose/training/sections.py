@@ -45,12 +45,22 @@ class Schedule(Section):
     log_steps: PositiveInt = 20
 
 
+class Teacher(Section):
+    """The same network with weights that know better: what it says is learnt beside the labels."""
+
+    weights: str  # a file, or "shipped"
+    weight: PositiveFloat = 1.0  # of its terms
+
+
 class Recipe(Section):
     """A whole run, as far as the loop knows it."""
 
     model: str
     seed: Annotated[int, Field(ge=0)] = 0
     initial: str | None = None  # weights to start from: a file, or "shipped"; null: random
+    teacher: Teacher | None = None  # null: the labels alone
+    # 2:4: of every 4 inputs of an output the 2 largest weights at the start stay, the others stay 0
+    sparsity: Literal["2:4"] | None = None
     # Data-parallel processes: one for each GPU, or for each core of a CPU, where two of one thread get
     # through twice the pictures of one of two threads. Each takes `schedule.batch` pictures a step.
     processes: PositiveInt = 1

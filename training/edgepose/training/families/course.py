@@ -46,6 +46,7 @@ class Course(ABC, Generic[R, B]):
 
     def __init__(self, recipe: R, rank: int) -> None:
         self.recipe, self.rank = recipe, rank
+        self.teacher: nn.Module | None = None  # frozen; what it says of a batch joins the terms
 
     @property
     @abstractmethod
@@ -74,6 +75,11 @@ class Course(ABC, Generic[R, B]):
 
         `wrapped` is the network as Fabric wraps it, which is called but not looked into.
         """
+
+    def weighed(self, taught: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The terms of the teacher, as much as the recipe wants of them."""
+        weight = self.recipe.teacher.weight if self.recipe.teacher is not None else 0.0
+        return {name: weight * term for name, term in taught.items()}
 
     @abstractmethod
     def score(self, model: nn.Module, dataset: Dataset) -> dict[str, Any]:

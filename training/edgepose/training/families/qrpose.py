@@ -18,8 +18,9 @@ from edgepose.training.evaluation import score_model
 from edgepose.training.families.course import Course, Group
 from edgepose.training.models import build, load_backbone
 from edgepose.training.models.qrpose.losses import Loss, Weights
-from edgepose.training.models.qrpose.network import QrPose, Raw
+from edgepose.training.models.qrpose.network import Choice, QrPose, Raw
 from edgepose.training.models.qrpose.targets import Chooser, assign
+from edgepose.training.models.qrpose.taught import taught
 from edgepose.training.sections import Fraction, NonNegative, PictureRecipe, Section
 
 
@@ -100,7 +101,18 @@ class QrPoseCourse(Course[QrPoseRecipe, Batch]):
         images = normalised(batch.images.to(grid.device), self.spec.mean, self.spec.std)
         raw = cast(Raw, wrapped(images, choose))
         warm = max(0.0, 1 - step / max(1.0, recipe.loss.warm * recipe.schedule.steps))
-        return self._loss(raw, targets, grid, warm)
+        terms = self._loss(raw, targets, grid, warm)
+        if self.teacher is not None:
+            terms |= self.weighed(taught(raw, self._known(images, raw)))
+        return terms
+
+    @torch.no_grad()
+    def _known(self, images: Tensor, raw: Raw) -> Raw:
+        """What the teacher says at the student's pixels, from the same hints."""
+        teacher = cast(QrPose, self.teacher)
+        own = raw.pixels.shape[1] - raw.hinted
+        choice = Choice(raw.pixels, raw.coarse_offsets[:, own:].detach())
+        return teacher.raw(teacher.trunk(images), lambda _: choice)
 
     def score(self, model: nn.Module, dataset: Dataset) -> dict[str, Any]:
         return score_model(model, dataset, self.spec).to_dict()

@@ -19,6 +19,7 @@ from edgepose.training.models import build, load_backbone
 from edgepose.training.models.querypose.losses import Loss, Outputs, Weights
 from edgepose.training.models.querypose.network import QueryPose
 from edgepose.training.models.querypose.targets import Targets, targets_of
+from edgepose.training.models.querypose.taught import known, taught
 from edgepose.training.sections import NonNegative, PictureRecipe, Schedule, Section
 
 FLOW = "flow."  # what learns how joints miss
@@ -104,7 +105,12 @@ class QueryPoseCourse(Course[QueryPoseRecipe, Batch]):
         images = normalised(batch.images.to(device), self.spec.mean, self.spec.std)
         targets = targets_of(People(*(value.to(device) for value in batch.people)))
         outputs = cast(Outputs, wrapped(images, targets))
-        return self._loss(outputs, targets, people_each(targets))
+        people = people_each(targets)
+        terms = self._loss(outputs, targets, people)
+        if self.teacher is not None:
+            said = known(cast(QueryPose, self.teacher), images, outputs, targets)
+            terms |= self.weighed(taught(outputs, said, people))
+        return terms
 
     def score(self, model: nn.Module, dataset: Dataset) -> dict[str, Any]:
         return score_model(model, dataset, self.spec).to_dict()

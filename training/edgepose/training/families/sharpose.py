@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, cast
 
+import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ from edgepose.training.crops import Collate, CropBatch, CropData, CropRecipe, Cr
 from edgepose.training.families.course import Course, Group
 from edgepose.training.models.sharpose import config_of
 from edgepose.training.models.sharpose.guide import guidance, watched
-from edgepose.training.models.sharpose.losses import Loss, Targets, quality_weight
+from edgepose.training.models.sharpose.losses import Loss, Targets, quality_weight, taught
 from edgepose.training.models.sharpose.mae import load_mae
 from edgepose.training.models.sharpose.network import Backbone, SharPose
 from edgepose.training.models.sharpose.scratch import start_from_scratch
@@ -151,6 +153,10 @@ class SharPoseCourse(Course[SharPoseRecipe, CropBatch]):
         if step < start and schedule.guidance:
             weight = schedule.guidance * (1 - step / start)
             terms["guidance"] = weight * guidance(seen, outputs["region_order"], targets, self._config)
+        if self.teacher is not None:
+            with torch.no_grad():
+                known = self.teacher(images, math.inf)  # it looks at everybody again, as in training
+            terms |= self.weighed(taught(outputs, known))
         return terms
 
     def score(self, model: nn.Module, dataset: Dataset) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from edgepose.runtime.errors import EdgeposeError
 from edgepose.training.models import qrpose, querypose, sharpose
 from edgepose.training.models.backbones.body import Body
 from edgepose.training.models.weights import read_published, read_weights, require_fit
+from edgepose.training.models.widths import Widths, require_whole, shape
 
 # In one place (DESIGN.md: tables, not registries). Each builder checks its own options.
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
@@ -81,21 +82,27 @@ class Adopting(Protocol):
         """Take it from what the file at `path` says beside its weights."""
 
 
-def load_published(model: nn.Module, checkpoint: str | Path) -> None:
+def load_published(model: nn.Module, checkpoint: str | Path) -> Widths:
     """Load weights into `model`, strictly. Raises EdgeposeError when the file does not fit or cannot be read.
+
+    A file of pruned weights makes the model's layers as narrow as it says; these widths are returned.
 
     Reads safetensors, or a torch file with a plain state dict or one under `model` or `state_dict`.
     A SHaRPose file of its authors also sets `alpha` and the exit threshold, which are not in the weights. A
     QueryPose network becomes light or full, as the file is.
     """
     path = Path(checkpoint)
-    loaded, meta = read_published(path)
+    loaded, meta, widths = read_published(path)
+    shape(model, widths, path)
     if isinstance(model, Fitting):
         loaded = model.fit(loaded, path)
     require_fit(path, model.state_dict(), loaded, "model", "this model and these options")
     if meta is not None and isinstance(model, Adopting):
         model.adopt(meta, path)
     model.load_state_dict(loaded)
+    if widths:
+        require_whole(model, path)
+    return widths
 
 
 def load_backbone(model: nn.Module, checkpoint: str | Path) -> None:

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from edgepose.runtime.errors import EdgeposeError
+from edgepose.training.models.widths import Widths, from_metadata
 
 WRAPPERS = ("model", "state_dict")  # under which training code puts the weights beside other state
 PARALLEL = "module."  # before every name, in files that data-parallel training wrote
@@ -31,6 +32,7 @@ class Published(NamedTuple):
 
     weights: dict[str, Tensor]
     meta: Mapping[str, Any] | None
+    widths: Widths  # of pruned layers
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -48,18 +50,29 @@ def read_published(path: Path) -> Published:
     if path.stat().st_size == 0:
         raise EdgeposeError(f"{path}: the file of weights is empty; copy it again")
     meta: Mapping[str, Any] | None = None
+    widths: Widths = {}
     if path.suffix == ".safetensors":
         values: dict[str, Any] = _read_safetensors(path)
+        widths = from_metadata(read_metadata(path), path)
     else:
         values, meta = _read_torch(path)
     if not values or not all(isinstance(value, Tensor) for value in values.values()):
         raise EdgeposeError(f"{path}: holds no state dict; expected tensors by name, plain or under 'model'")
-    return Published(values, meta)
+    return Published(values, meta, widths)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
+    except SafetensorError as error:
+        raise EdgeposeError(f"{path}: truncated, or no safetensors file ({error}); copy it again") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says beside its tensors."""
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
     except SafetensorError as error:
         raise EdgeposeError(f"{path}: truncated, or no safetensors file ({error}); copy it again") from error
 

@@ -104,6 +104,7 @@ class Raw(NamedTuple):
     offsets: Tensor  # (B, P, K, 2) map pixels
     coarse_offsets: Tensor  # (B, P, K, 2) map pixels
     confidence: Tensor  # logits (B, P, K)
+    maps: tuple[Tensor, ...] = ()  # I and R of the trunk, for who has a teacher
 
 
 class Look(nn.Module):
@@ -275,6 +276,7 @@ class QrPose(nn.Module):
             offsets=self._poses(heads.offsets),
             coarse_offsets=self._poses(heads.coarse_offsets),
             confidence=heads.confidence[..., 0].transpose(1, 2),
+            maps=(trunk.instance, trunk.joints),
         )
 
 

@@ -187,6 +187,18 @@ class QueryPose(nn.Module):
             stages.append(Learned(logits, told, matches, joints, aim, self._log_phi(joints, aim)))
         return Outputs(stages, sizes)
 
+    def posed_along(
+        self, finest: Tensor, told: Sequence[Told], matches: Sequence[Matches], targets: Targets
+    ) -> Joints:
+        """Joints of the people that another network's stages were matched to, read as `learned` does."""
+        parts = self.queries.of_people(max(1, targets.valid.numel()))
+        for stage, (queries, _, boxes), found in zip(self.pose_stages, told, matches, strict=True):
+            rows = self._rows(found, targets)
+            mine = queries[found.image, found.query]
+            _, now = stage(mine, self._regions(finest, boxes, found, targets), parts[rows])
+            parts = parts.index_copy(0, rows, now.to(parts.dtype))
+        return cast(PoseStage, self.pose_stages[-1]).joints(now)
+
     def _rows(self, matches: Matches, targets: Targets) -> Tensor:
         """(M,) where the part queries of each match are kept from stage to stage.
 

@@ -54,6 +54,14 @@ def heatmap_error(heatmaps: Tensor, targets: Targets) -> Tensor:
     return (targets.weights[:, :, None, None] * (heatmaps - targets.heatmaps).square()).mean()
 
 
+def taught(outputs: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a student learns from a teacher of the same crops: the heatmaps of both looks; 0 where equal."""
+    return {
+        "taught_coarse": (outputs["coarse_heatmaps"] - teacher["coarse_heatmaps"]).square().mean(),
+        "taught_fine": (outputs["heatmaps"] - teacher["heatmaps"]).square().mean(),
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Loss:
     """The weighted terms; `reference` repeats the slip in the authors' training OKS."""

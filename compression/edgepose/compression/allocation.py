@@ -1,0 +1,78 @@
+"""Where channels should leave: where the loss loses least for the time that is saved, as it was measured."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgepose.compression.channels import INPUTS, OUTPUTS, Group, Indices
+from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.oks import F64
+
+LEAST = 0.25  # of a group's units stay, and at least one step
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds of one run of a network, as wide as it was when they were measured."""
+
+    layers: Mapping[str, float]  # each takes as long as it has inputs times outputs
+    read: Mapping[str, float]  # of what only moves and adds what a layer reads: as long as it has inputs
+    total: float  # what is neither stays as it is
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Predicts how long a network takes when units have left it."""
+
+    times: Times
+    groups: Sequence[Group]
+    sizes: Mapping[str, tuple[int, ...]]  # of the weights, by layer
+
+    def seconds(self, kept: Sequence[int]) -> float:
+        """With so many units in each group."""
+        left: dict[tuple[str, int], float] = defaultdict(lambda: 1.0)  # share of a weight's axis
+        for group, count in zip(self.groups, kept, strict=True):
+            for part in group.parts:
+                gone = (group.units - count) * part.indices.shape[1]
+                left[part.layer, part.axis] -= gone / self.sizes[part.layer][part.axis]
+        times = self.times
+        saved = sum(s * (1 - left[name, OUTPUTS] * left[name, INPUTS]) for name, s in times.layers.items())
+        return times.total - saved - sum(s * (1 - left[name, INPUTS]) for name, s in times.read.items())
+
+
+def allocate(clock: Clock, importance: Sequence[F64], limit: float) -> list[Indices]:
+    """The units that stay in each group, so that the predicted time is `limit` seconds at most.
+
+    Step by step the units leave whose importance is least for the time that they take. Raises EdgeposeError
+    when the time cannot be reached.
+    """
+    ranked = [np.sort(values) for values in importance]
+    kept = [group.units for group in clock.groups]
+    while (now := clock.seconds(kept)) > limit:
+        best = min(_steps(clock, ranked, kept, now), default=None)
+        if best is None:
+            raise EdgeposeError(
+                f"no more than {clock.times.total / now:.2f} times the speed by leaving out channels; "
+                "ask for less"
+            )
+        kept[best[1]] -= clock.groups[best[1]].step
+    return [
+        np.sort(np.argsort(-values, kind="stable")[:count])
+        for values, count in zip(importance, kept, strict=True)
+    ]
+
+
+def _steps(clock: Clock, ranked: Sequence[F64], kept: Sequence[int], now: float) -> list[tuple[float, int]]:
+    """What one more step costs in each group that can go on: importance a second saved, and which group."""
+    found = []
+    for index, group in enumerate(clock.groups):
+        after = kept[index] - group.step
+        saved = now - clock.seconds([*kept[:index], after, *kept[index + 1 :]])
+        if after >= max(group.step, LEAST * group.units) and saved > 0:
+            gone = group.units - kept[index]
+            found.append((float(ranked[index][gone : gone + group.step].sum()) / saved, index))
+    return found
