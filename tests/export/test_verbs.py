@@ -398,11 +398,11 @@ def test_qat_resumes_to_the_same_weights(
 
     monkeypatch.setattr(Trainer, "learn", killed)
     with pytest.raises(KeyboardInterrupt):
-        learn(found, model, short(recipe, 2), tmp_path, resume=False)
+        learn(found, model, short(recipe, 2, weights), tmp_path, resume=False)
     monkeypatch.setattr(Trainer, "learn", go)
     with pytest.raises(EdgeposeError, match="holds a training run already; add --resume"):
-        learn(found, model, short(recipe, 2), tmp_path, resume=False)
-    assert learn(found, model, short(recipe, 2), tmp_path, resume=True) == said["ap"]
+        learn(found, model, short(recipe, 2, weights), tmp_path, resume=False)
+    assert learn(found, model, short(recipe, 2, weights), tmp_path, resume=True) == said["ap"]
     for name in ("weights.safetensors", "best.safetensors"):
         one, other = load_file(whole / name), load_file(tmp_path / name)
         assert all(torch.equal(one[key], other[key]) for key in one)

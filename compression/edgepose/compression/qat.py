@@ -23,7 +23,7 @@ from edgepose.training.families import course_of
 from edgepose.training.families.course import Batch, Course, Group
 from edgepose.training.loop import CHECKPOINT, RECIPE, Trainer
 from edgepose.training.models.weights import read_weights
-from edgepose.training.sections import Recipe
+from edgepose.training.sections import Recipe, Teacher
 
 BEST, JUDGED = "best.safetensors", "judged.json"
 SLOWER = 20  # times slower than from random weights
@@ -47,6 +47,9 @@ class QuantizedCourse(Course[Recipe, B]):
     def fresh_model(self) -> nn.Module:
         return self._fresh()
 
+    def teacher_model(self) -> nn.Module:
+        return self._inner.fresh_model()
+
     def begin(self, model: nn.Module) -> None:
         """It begins with the weights that were quantized."""
 
@@ -62,14 +65,18 @@ class QuantizedCourse(Course[Recipe, B]):
         return self._inner.batches(first)
 
     def terms(self, wrapped: nn.Module, batch: B, step: int) -> dict[str, Tensor]:
+        self._inner.teacher = self.teacher
         return self._inner.terms(wrapped, batch, step)
 
     def score(self, model: nn.Module, dataset: Dataset) -> dict[str, Any]:
         return self._inner.score(model, dataset)
 
 
-def short(recipe: Recipe, steps: int) -> Recipe:
-    """The recipe of a network, cut to a few slow steps that begin where it ended."""
+def short(recipe: Recipe, steps: int, weights: Path | None = None) -> Recipe:
+    """The recipe of a network, cut to a few slow steps with the floats as the teacher.
+
+    `weights` None: those that come with edgepose.
+    """
     schedule = recipe.schedule.model_copy(
         update={
             "steps": steps,
@@ -79,7 +86,8 @@ def short(recipe: Recipe, steps: int) -> Recipe:
             "checkpoint_steps": max(1, steps // JUDGEMENTS),
         }
     )
-    return recipe.model_copy(update={"schedule": schedule, "initial": None})
+    teacher = Teacher(weights="shipped" if weights is None else str(weights))
+    return recipe.model_copy(update={"schedule": schedule, "initial": None, "teacher": teacher})
 
 
 def learn(found: Compressed, model: nn.Module, recipe: Recipe, out: Path, resume: bool) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from edgepose.compression.plan import require_matches
 from edgepose.compression.quantize import NOTHING, Quantized, quantize
 from edgepose.compression.shown import people_shown, pictures_shown, require_finder
 from edgepose.compression.source_model import load_bundled_model
+from edgepose.compression.steps import SUFFIXES, open_steps, run_steps
 from edgepose.compression.torch_quantize import quantize_torch, save_quantized_torch
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.drafts import draft_folder
@@ -39,10 +40,8 @@ KEPT_FRAMES = 4  # calibration pictures that travel on as golden inputs
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--calibration", required=True, type=click.Path(path_type=Path), help="From `edgepose calibrate`."
-)
+@click.argument("bundle", metavar="BUNDLE|RECIPE.yaml", type=click.Path(path_type=Path))
+@click.option("--calibration", type=click.Path(path_type=Path), help="From `edgepose calibrate`.")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder to write; it must not exist."
 )
@@ -89,7 +88,7 @@ KEPT_FRAMES = 4  # calibration pictures that travel on as golden inputs
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def compress(
     bundle: Path,
-    calibration: Path,
+    calibration: Path | None,
     out: Path,
     weights: Path | None,
     detector: Path | None,
@@ -107,7 +106,17 @@ def compress(
     What would cost accuracy or speed in INT8 stays float, each node with its reason; with --auto also what
     blame finds (edgepose verify --blame), whose answers are kept in OUT.blame so that a killed run goes on.
     Next: edgepose export MODEL --compressed OUT --out BUNDLE.
+
+    With a RECIPE of steps: prune, fine-tune, quantize and train in INT8, each step measured and stopping at
+    its gate; the other options are the recipe's. A run in the same OUT goes on where it was.
     """
+    if bundle.suffix in SUFFIXES:
+        if calibration or weights or detector or boxes or keep_float or auto:
+            raise click.UsageError("a recipe of steps says all itself; give --out and --json alone")
+        run_steps(open_steps(bundle), out, as_json)
+        return
+    if calibration is None:
+        raise click.UsageError("Missing option '--calibration'.")
     if detector is not None and boxes is not None:
         raise click.UsageError("give --detector or --boxes, not both")
     opened, pictures = Bundle.open(bundle), load_calibration_set(calibration)

@@ -37,8 +37,9 @@ def qat(
 ) -> None:
     """Train on what `edgepose compress` wrote into COMPRESSED: weights and scales, at 1/20 of RECIPE's rate.
 
-    BatchNorm is folded already. The moving average is scored on the recipe's validation pictures before, and
-    five times on the way; the best one is written to OUT/compressed, for `edgepose export --compressed`.
+    BatchNorm is folded already, and the float network is the teacher. The moving average is scored on the
+    recipe's validation pictures before, and five times on the way; the best one is written to OUT/compressed,
+    for `edgepose export --compressed`.
     """
     found = open_compressed(compressed)
     model, origin = load_model(found.spec.model, weights, found.provenance.get("options"))
@@ -47,7 +48,7 @@ def qat(
     target = out / COMPRESSED
     if target.exists():
         raise EdgeposeError(f"{target}: exists already; choose another --out")
-    judged = learn(found, model, short(open_recipe(recipe), steps), out, resume)
+    judged = learn(found, model, short(open_recipe(recipe), steps, weights), out, resume)
     with draft_folder(target) as draft:
         write_learnt(draft, found, model, best_form(found, model, out), {"qat_steps": steps})
     if as_json:

@@ -112,7 +112,7 @@ class Trainer:
         self.average = Average(self.model, recipe.schedule.ema)
 
     def _teacher(self, section: Teacher) -> nn.Module:
-        teacher = self.course.fresh_model()
+        teacher = self.course.teacher_model()
         load_published(teacher, _weights(self.recipe.model, section.weights))
         frozen = teacher.eval().requires_grad_(False)
         frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

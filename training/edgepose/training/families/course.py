@@ -57,6 +57,10 @@ class Course(ABC, Generic[R, B]):
     def fresh_model(self) -> nn.Module:
         """The recipe's network, randomly initialised."""
 
+    def teacher_model(self) -> nn.Module:
+        """Of the teacher, randomly initialised: the student's, unless that is another form of the network."""
+        return self.fresh_model()
+
     @abstractmethod
     def begin(self, model: nn.Module) -> None:
         """Take over what the recipe names of others' weights. Raises EdgeposeError when it does not fit."""

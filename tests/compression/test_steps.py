@@ -1,0 +1,214 @@
+"""A recipe of steps: their order, what they are told, gates, going on after a kill, and wrong recipes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from edgepose.calibration.ledger import Gates, Ledger, Row
+from edgepose.calibration.sample import Person
+from edgepose.calibration.score import evaluate
+from edgepose.compression import steps
+from edgepose.compression.steps import open_steps, run_steps
+from edgepose.compression.verb_compress import compress
+from edgepose.runtime.cli import guarded
+from edgepose.runtime.errors import EdgeposeError, GateFailed
+from edgepose.runtime.poses import Poses
+from edgepose.runtime.skeleton import COCO17
+
+WHOLE = {
+    "model": "qrpose_tiny",
+    "data": "synthetic:count=2,seed=7",
+    "prune": {"data": "synthetic:count=2,seed=3", "max_ap_loss": 10},
+    "tune": {"recipe": "qrpose_smoke", "max_ap_loss": 3},
+    "quantize": {"data": "synthetic:count=40,seed=11", "count": 16, "options": ["--keep-float=kpt"]},
+    "qat": {"recipe": "qrpose_smoke", "steps": 2},
+}
+
+
+JOINTS = np.array([[10.0 + place, 20.0 + place] for place in range(17)], np.float32)
+SOMEBODY = Person(JOINTS, np.full(17, 2, np.uint8), (10.0, 20.0, 16.0, 16.0), 100.0)
+SCORE = evaluate([(SOMEBODY,)], [Poses.empty()], COCO17)
+
+
+def row(stage: str, ap: float) -> Row:
+    return Row(stage, replace(SCORE, ap=ap))
+
+
+class Verbs:
+    """Stands in for the verbs: notes the commands, writes what they would, scores as it is told."""
+
+    def __init__(self, aps: dict[str, float], killed_at: str = "") -> None:
+        self.aps, self.killed_at = aps, killed_at
+        self.lines: list[str] = []
+
+    def __call__(self, *words: object) -> None:
+        line = [str(word) for word in words]
+        self.lines.append(" ".join(line))
+        if self.killed_at and self.killed_at in self.lines[-1]:
+            raise KeyboardInterrupt
+        if line[0] == "verify":
+            self._verify(Path(line[1]))
+            return
+        out = Path(line[line.index("--out") + 1])
+        out.mkdir()
+        if line[0] == "train":
+            (out / "result.json").touch()
+        if line[0] == "qat":
+            (out / "compressed").mkdir()
+
+    def _verify(self, bundle: Path) -> None:
+        ap = self.aps[bundle.name]
+        ledger = Ledger((row("torch FP32", ap), row(steps.FLOAT_ROW, ap), row(steps.INT8_ROW, ap)), Gates())
+        (bundle / "ledger.json").write_text(json.dumps(ledger.to_dict()))
+
+
+APS = {"float": 0.5, "pruned-bundle": 0.42, "tuned-bundle": 0.49, "int8": 0.495, "trained": 0.498}
+
+
+def recipe(tmp_path: Path, **changes: Any) -> Path:
+    path = tmp_path / "steps.yaml"
+    kept = {key: value for key, value in {**WHOLE, **changes}.items() if value is not None}
+    path.write_text(yaml.safe_dump(kept))
+    return path
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def stages(out: Path) -> list[str]:
+    return [each["stage"] for each in json.loads((out / "ledger.json").read_text())["rows"]]
+
+
+def test_the_steps_follow_one_another_and_end_in_one_ledger(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verbs = Verbs(APS)
+    monkeypatch.setattr(steps, "_edgepose", verbs)
+    run_steps(open_steps(recipe(tmp_path)), out, as_json=False)
+    assert " ".join(line.split()[0] for line in verbs.lines) == (
+        "export verify prune export verify train export verify "
+        "calibrate compress export verify qat export verify"
+    )
+    pruned, tuned = (f"--weights {out}/{name}/weights.safetensors" for name in ("pruned", "tuned"))
+    assert pruned in verbs.lines[3]
+    plan = yaml.safe_load((out / "tune.yaml").read_text())
+    assert plan["initial"] == str(out / "pruned" / "weights.safetensors")
+    assert plan["teacher"]["weights"] == "shipped"
+    compressing = next(line for line in verbs.lines if line.startswith("compress"))
+    assert compressing.startswith(
+        f"compress {out}/tuned-bundle --calibration {out}/calibration {tuned} --keep"
+    )
+    assert f"qat {out}/compressed --recipe qrpose_smoke --steps 2 {tuned}" in verbs.lines[-3]
+    assert stages(out) == ["float", "pruned", "fine-tuned", "INT8", "INT8, trained on"]
+    assert "fine-tuned" in capsys.readouterr().out
+
+
+def test_steps_are_optional(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verbs = Verbs(APS)
+    monkeypatch.setattr(steps, "_edgepose", verbs)
+    run_steps(open_steps(recipe(tmp_path, prune=None, tune=None, qat=None)), out, as_json=True)
+    assert stages(out) == ["float", "INT8"]
+    compressing = next(line for line in verbs.lines if line.startswith("compress"))
+    assert compressing.startswith(f"compress {out}/float --calibration")
+    assert "--weights" not in compressing
+
+
+def test_a_gate_ends_the_run_after_its_row(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "_edgepose", Verbs({**APS, "tuned-bundle": 0.46}))
+    with pytest.raises(GateFailed, match=r"fine-tuned loses 4.00 points of AP, 3.00 are allowed"):
+        run_steps(open_steps(recipe(tmp_path)), out, as_json=True)
+    assert stages(out) == ["float", "pruned", "fine-tuned"]
+
+
+@pytest.mark.parametrize("place", ["prune ", "train ", "compress ", "qat ", "verify {out}/int8"])
+def test_a_killed_run_goes_on_where_it_was(
+    place: str, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = recipe(tmp_path)
+    killed = Verbs(APS, place.format(out=out))
+    monkeypatch.setattr(steps, "_edgepose", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_steps(open_steps(file), out, as_json=True)
+    again = Verbs(APS)
+    monkeypatch.setattr(steps, "_edgepose", again)
+    run_steps(open_steps(file), out, as_json=True)
+    whole = Verbs(APS)
+    monkeypatch.setattr(steps, "_edgepose", whole)
+    run_steps(open_steps(file), tmp_path / "whole", as_json=True)
+    assert [line.split()[0] for line in (*killed.lines[:-1], *again.lines)] == [
+        line.split()[0] for line in whole.lines
+    ]
+    assert stages(out) == stages(tmp_path / "whole")
+
+
+def test_training_that_was_stopped_is_resumed(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = recipe(tmp_path, prune=None)
+    monkeypatch.setattr(steps, "_edgepose", Verbs(APS, "train "))
+    with pytest.raises(KeyboardInterrupt):
+        run_steps(open_steps(file), out, as_json=True)
+    (out / "tuned").mkdir()
+    (out / "tuned" / "checkpoint.safetensors").touch()
+    again = Verbs(APS, "train ")
+    monkeypatch.setattr(steps, "_edgepose", again)
+    with pytest.raises(KeyboardInterrupt):
+        run_steps(open_steps(file), out, as_json=True)
+    assert again.lines[-1].endswith("--resume")
+
+
+def test_other_recipes_and_other_things_are_not_overwritten(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "_edgepose", Verbs(APS))
+    run_steps(open_steps(recipe(tmp_path)), out, as_json=True)
+    with pytest.raises(EdgeposeError, match="holds a run of another recipe"):
+        run_steps(open_steps(recipe(tmp_path, min_height=48)), out, as_json=True)
+    with pytest.raises(EdgeposeError, match="holds other things than such a run"):
+        run_steps(open_steps(recipe(tmp_path)), tmp_path, as_json=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [", "not a recipe of steps"),
+        ("model: qrpose_tiny", "key 'data': Field required"),
+        ("model: x\ndata: y\nquantise: {data: z}", "key 'quantise': Extra inputs"),
+        (
+            "model: x\ndata: y\nprune: {data: z, speed: 1}",
+            "key 'prune.speed': Input should be gre",
+        ),
+        ("model: x\ndata: y\nqat: {recipe: z}", "qat trains what quantize makes; add the section quantize"),
+        ("", "key ''"),
+    ],
+)
+def test_wrong_recipes_are_refused_with_the_key(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "steps.yaml"
+    path.write_text(text)
+    with pytest.raises(EdgeposeError, match=message):
+        open_steps(path)
+
+
+def test_the_verb_refuses_what_does_not_go_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*words: object) -> int:
+        return guarded(lambda: compress.main([str(word) for word in words], standalone_mode=False))
+
+    assert run(tmp_path / "no.yaml", "--out", tmp_path / "out") == 2
+    assert "no such recipe of steps" in capsys.readouterr().err
+    assert run(recipe(tmp_path), "--auto", "synthetic:count=2", "--out", tmp_path / "out") == 2
+    assert "a recipe of steps says all itself" in capsys.readouterr().err
+    assert run(tmp_path / "bundle", "--out", tmp_path / "out") == 2
+    assert "Missing option '--calibration'" in capsys.readouterr().err
