@@ -25,10 +25,12 @@ test-cuda: .venv/.ready-test  ## the real pycuda, cuda-python and NVRTC, without
 	tests/doubles/fakecuda/install.sh "$(CURDIR)/.venv/bin/python" "$(CURDIR)/build/cuda-site"
 	PYTHONPATH=build/cuda-site .venv/bin/pytest -q tests/runtime/trt/test_real_cuda.py tests/runtime/trt/test_kernel.py
 
-# Where the board's TensorRT and GStreamer are: in the system's packages.
+# Where the board's TensorRT and GStreamer are: in the system's packages. CUDA 12 is JetPack 6; on JetPack 7 give 13.
+CUDA_BINDINGS ?= cuda-bindings==12.*
 .venv-board/.ready: pyproject.toml
 	python3 -m venv --system-site-packages .venv-board
-	.venv-board/bin/pip install -q -e '.[stream]' 'pytest>=8,<10' 'pytest-timeout>=2.3,<3' 'hypothesis>=6.100,<7'
+	.venv-board/bin/pip install -q -e '.[stream]' '$(CUDA_BINDINGS)' \
+	    'pytest>=8,<10' 'pytest-timeout>=2.3,<3' 'hypothesis>=6.100,<7'
 	@touch $@
 
 test-board: .venv-board/.ready  ## on a Jetson: its engines, from the bundle that EDGEPOSE_BOARD_BUNDLE names

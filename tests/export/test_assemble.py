@@ -71,6 +71,9 @@ def test_the_scales_are_those_of_the_pairs_by_tensors_of_the_fp32_graph(bundle: 
 def test_a_full_bundle_has_every_view_and_record(bundle: Bundle, spec: Spec) -> None:
     records = {"golden.npz", "calibration.json", "pose.scales.json", "README.md"}
     assert set(bundle.files) == FULL | records
+    told = [line for line in (bundle.folder / "README.md").read_text().splitlines() if " MB): " in line]
+    assert len(told) >= len(FULL)
+    assert all(line.partition(" MB): ")[2] for line in told)  # each file says what it is for
     assert bundle.spec == spec
     for name in FULL:
         model = load_onnx(bundle.folder / name)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from told_people import COLUMNS, PLACES, PLAIN, SIDE, SPEC, Look, World, corner
 
+from edgepose.runtime.backend import Chosen
+from edgepose.runtime.bundle import publish
 from edgepose.runtime.poses import STAGES, Poses, boxes_of
+from edgepose.runtime.spec import Spec
+from edgepose.runtime.topdown import pair
 from edgepose.runtime.topdown.cascade import COARSE, FINE, FIRST, LEARNING, Cascade, Dial, Refined
 from edgepose.runtime.topdown.costs import EASING, Costs
 from edgepose.runtime.topdown.pair import Pair
@@ -221,3 +228,27 @@ def test_one_slow_moment_says_nothing_but_two_do() -> None:
     for _ in range(4):
         costs.add(1, 0.1)
     assert costs.of(1) == 0.1
+
+
+def test_the_limit_is_that_of_the_precision_which_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An INT8 engine that gave way to FP16 promises other qualities."""
+    first = Spec("qrpose", "first", 32, 32)
+    second = Spec(
+        *("sharpose", "second", 24, 32),
+        graphs=("coarse", "fine"),
+        resize="crop",
+        refine_below=0.9,
+        refine_below_int8=0.5,
+    )
+    (tmp_path / "content").mkdir()
+    bundles = [publish(tmp_path / "content", tmp_path / spec.model, spec, {}) for spec in (first, second)]
+    for runs, limit in (("int8", 0.5), ("fp16", 0.9)):
+        monkeypatch.setattr(
+            pair,
+            "choose",
+            lambda *_, runs=runs: Chosen(contextlib.nullcontext(), runs),  # type: ignore[arg-type]
+        )
+        with pair.open_pair(bundles[0], bundles[1], "int8", device="gpu") as opened:
+            assert opened.second.limit == limit

@@ -106,8 +106,10 @@ def _file_line(name: str, size: int) -> str:
     other = {
         "golden.npz": "pictures and each view's answers, to be reproduced on another machine",
         "calibration.json": "manifest of the pictures the INT8 scales were calibrated on",
+        "scales.json": "the INT8 step of each quantized activation, by its tensor of the FP32 graph",
     }
-    return f"- `{name}` ({size / 1e6:.2f} MB): {VIEWS.get(view) or other.get(name, '')}"
+    kind = name.partition(".")[2] if name.endswith(".scales.json") else name
+    return f"- `{name}` ({size / 1e6:.2f} MB): {VIEWS.get(view) or other.get(kind, '')}"
 
 
 def _origin(provenance: Mapping[str, Any]) -> list[str]:

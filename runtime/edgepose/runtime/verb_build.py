@@ -125,6 +125,11 @@ def build(
     batches = _batches(batch) if batch else batches_for(opened.spec)
     settings = Settings(batches, workspace, level, _sparse(opened, sparsity), dla_core)
     names = graphs or opened.spec.graphs
+    if print_trtexec and implicit_int8:
+        raise EdgeposeError(
+            "--print-trtexec: trtexec is given scales as a file, which --print-calibration-cache VERSION "
+            "prints, for --calib=FILE --int8 with the FP32 graph; leave out --implicit-int8"
+        )
     if print_trtexec:
         for line in _lines(opened, names, print_trtexec, precisions, settings):
             click.echo(line)

@@ -238,6 +238,12 @@ def test_the_cache_is_printed_for_trtexec_without_a_board(bundle, run) -> None:
     assert "TensorRT 11.0.0 reads no calibration cache" in err
 
 
+def test_trtexec_lines_and_scales_are_asked_for_one_by_one(bundle, run) -> None:
+    code, _, err = run(bundle.path, "--print-trtexec", "8.6", "--implicit-int8", "scales")
+    assert code == 2
+    assert "leave out --implicit-int8" in err
+
+
 @pytest.mark.parametrize("release", ["11.0", "11.4"])
 def test_eleven_refuses_with_the_reason(release: str, bundle, install, run) -> None:
     install(release)

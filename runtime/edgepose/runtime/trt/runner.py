@@ -233,9 +233,10 @@ class TensorRtBackend:
     def _queue(self, queue: Callable[[], None], work: Hashable) -> None:
         """As one CUDA graph where the library has them and the same work comes again."""
         if work != self._work:
-            self._work = work
+            self._work = None
             self._drop_graph()
             queue()
+            self._work = work
             return
         if self._graph is None and self._records:
             self._record(queue)
@@ -271,7 +272,8 @@ class TensorRtBackend:
         self._closed = True
         with suppress(DeviceLost):
             with self.cuda.current():
-                self._drop_graph()
+                with suppress(DeviceLost):
+                    self._drop_graph()
                 self._context = self._engine = self._runtime = None  # in this order, inside the context
                 for buffer in self._buffers:
                     self.cuda.free(buffer)
