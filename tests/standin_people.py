@@ -87,7 +87,7 @@ def bundle(folder: Path, calibrated_on: str = PICTURES) -> Bundle:
     """The network as a bundle of what blame needs."""
     fp32, int8, _ = network()
     content = folder / "content"
-    content.mkdir()
+    content.mkdir(parents=True)
     (content / "pose.fp32.onnx").write_bytes(fp32.SerializeToString())
     (content / "pose.int8.ort.onnx").write_bytes(cpu_view(int8.model).SerializeToString())
     pictures = open_dataset(calibrated_on)

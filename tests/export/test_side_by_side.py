@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import standin_people
+from click.testing import CliRunner
 from rich.console import Console
 from standin_people import SPEC, network
 
+from edgepose.calibration.calibration_set import make_calibration_set
+from edgepose.calibration.dataset import open_dataset
 from edgepose.calibration.evaluation import Shown
 from edgepose.compression.execution import outputs_of
 from edgepose.compression.graph import load_onnx
 from edgepose.compression.plan import float_plan
+from edgepose.export import side_by_side
 from edgepose.export.side_by_side import FP32, TOOLS, Job, contest, int8_layers, table
 from edgepose.runtime.bundle import Bundle
+from edgepose.runtime.errors import GateFailed
 from edgepose.runtime.preprocess import prepare
 
 
@@ -47,6 +54,22 @@ def test_every_tool_quantizes_and_who_has_the_plan_keeps_it(files: dict[str, Pat
     assert counts["onnxruntime"][0] > len(layers) - planned
     for name, path in files.items():
         assert np.isfinite(outputs_of(load_onnx(path), feeds)[0]["keypoints"]).all(), name
+
+
+def test_the_command_leaves_files_and_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(side_by_side, "TOOLS", {"onnxruntime": TOOLS["onnxruntime"]})
+    blamed = standin_people.bundle(tmp_path).path
+    data, apart = (open_dataset(f"synthetic:count={n},seed={n},size=64") for n in (16, 2))
+    chosen = make_calibration_set(data, apart, 16, tmp_path / "set").folder
+    given = [blamed, "--calibration", chosen, "--rounds", 3, "--out", tmp_path / "side", "--data"]
+    ran = CliRunner().invoke(side_by_side.main, [*map(str, given), apart.source], catch_exceptions=False)
+    assert ran.exit_code == 0
+    assert "onnxruntime" in ran.stdout
+    values = json.loads((tmp_path / "side" / "side.json").read_text())
+    assert [tool["tool"] for tool in values["tools"]] == [FP32, "onnxruntime"]
+    assert (tmp_path / "side" / "onnxruntime.onnx").is_file()
+    with pytest.raises(GateFailed, match="are also in the evaluation data"):
+        side_by_side.main([*map(str, given), data.source], standalone_mode=False)
 
 
 def test_the_contest_scores_and_times_every_file(files: dict[str, Path], tmp_path: Path) -> None:

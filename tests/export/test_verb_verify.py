@@ -129,8 +129,7 @@ def test_blame_ranks_draws_and_goes_on_where_it_was(tmp_path: Path, capsys) -> N
 
 
 def test_blame_on_what_it_was_calibrated_on_is_refused(bundle: Path, tmp_path: Path, capsys) -> None:
-    (tmp_path / "standin").mkdir()
-    blamed = standin_people.bundle(tmp_path / "standin", calibrated_on="synthetic:count=3,seed=8,size=64")
+    blamed = standin_people.bundle(tmp_path / "own", calibrated_on="synthetic:count=3,seed=8,size=64")
     few = ("--data", "synthetic:count=5,seed=8,size=64", "--blame", tmp_path / "blame")
     assert run(blamed.path, *few) == 1
     assert "its picture 0 is picture 0 of synthetic:count=3,seed=8" in capsys.readouterr().err
