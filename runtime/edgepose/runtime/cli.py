@@ -36,7 +36,7 @@ VERBS = {
     "export": Verb("edgepose.export.verb_export:export", "Turn a model into a bundle, or lint an ONNX file."),
     "verify": Verb("edgepose.export.verb_verify:verify", "Score every artefact of a bundle against FP32."),
     "build": Verb(
-        "edgepose.runtime.verb_build:build", "Build, prove and time TensorRT engines on this board."
+        "edgepose.export.verb_build:build", "Build, prove and time TensorRT engines on this board."
     ),
     "bench": Verb("edgepose.runtime.verb_bench:bench", "Time graphs against each other, in turns."),
     "dial": Verb(

@@ -147,8 +147,8 @@ def test_a_network_that_sees_people_one_by_one_is_verified_and_built_too(
     import torch
     from safetensors.torch import save_file
 
+    from edgepose.export.verb_build import build
     from edgepose.export.verb_export import export
-    from edgepose.runtime.verb_build import build
     from edgepose.training import models
 
     monkeypatch.setenv("EDGEPOSE_ENGINES", str(tmp_path / "engines"))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from standin_gpu import Gpu
 
-from edgepose.runtime import verb_build
+from edgepose.export import verb_build
 from edgepose.runtime.bundle import publish
 from edgepose.runtime.trt.engines import Engines, Options
 

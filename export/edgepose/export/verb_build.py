@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from edgepose.calibration.onboard import ap_losses
 from edgepose.runtime.bench import Timing, alternate
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError, GateFailed
@@ -140,7 +140,7 @@ def build(
         return
     options = Options(settings, cuda, engines or default_root(), rebuild)
     made = {name: _engines(opened, name, options, implicit_int8) for name in names}
-    losses = _ap_losses(opened, made, precisions, data) if data else {}
+    losses = ap_losses(opened, made, precisions, data) if data else {}
     gate = Gate(max_drift, max_ap_loss, losses)
     found = {name: _report(one, gate, precisions, rounds) for name, one in made.items()}
     board = asdict(next(iter(made.values())).board)
@@ -192,16 +192,6 @@ def _engines(bundle: Bundle, graph: str, options: Options, implicit: str | None)
     if implicit is not None:
         options = replace(options, implicit=source_of(bundle, graph, implicit))
     return Engines(bundle, graph, options)
-
-
-def _ap_losses(
-    bundle: Bundle, made: Mapping[str, Engines], precisions: tuple[str, ...], data: str
-) -> Mapping[str, float]:
-    # By name at run time: the evaluator belongs to the stage `calibration`, which may import this one. It
-    # needs numpy and OpenCV alone, so a board has it.
-    onboard: Any = importlib.import_module("edgepose.calibration.onboard")
-    losses: Mapping[str, float] = onboard.ap_losses(bundle, made, precisions, data)
-    return losses
 
 
 def _lines(
