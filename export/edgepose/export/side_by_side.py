@@ -80,7 +80,7 @@ def _onnxruntime(job: Job, *, planned: bool) -> None:
     """ONNX Runtime's tool with the types it advises for x86, with or without our float plan."""
     tool = require("onnxruntime.quantization")
 
-    class Reader(tool.CalibrationDataReader):  # type: ignore[misc]
+    class Reader(tool.CalibrationDataReader):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             self._left = iter(job.feeds)
 
