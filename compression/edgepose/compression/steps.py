@@ -196,7 +196,8 @@ class Run:
         found = next(each for each in ledger.rows if each.stage == row)
         self.environment = ledger.environment
         drift = found.drift if stage in (INT8, TRAINED) else None  # from the newest floats
-        self.rows.append(replace(found, stage=stage, drift=drift, difference=None))
+        # Times of different runs cannot be compared: `edgepose bench` times the bundles in turns.
+        self.rows.append(replace(found, stage=stage, drift=drift, difference=None, latency=None))
 
     def ledger(self) -> Ledger:
         """All steps so far, the network that was given first."""

@@ -61,6 +61,17 @@ def _table() -> tuple[Any, ...]:
     )
 
 
+def all_bits() -> Any:
+    """NNCF's settings with all eight bits for every weight.
+
+    By default it leaves one out of the first convolution's, for the sake of CPUs that add in 16 bits.
+    """
+    nncf = load_nncf()
+    from nncf.quantization.advanced_parameters import OverflowFix
+
+    return nncf.AdvancedQuantizationParameters(overflow_fix=OverflowFix.DISABLE)
+
+
 @contextlib.contextmanager
 def trt_target() -> Iterator[None]:
     """NNCF places and chooses quantizers for TensorRT inside this block.

@@ -36,6 +36,7 @@ from edgepose.runtime.progress import track
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown.twostage import QUALITY
 
+NAMED = 4  # layers that stay float for the same reason; all are in the plan
 KEPT_FRAMES = 4  # calibration pictures that travel on as golden inputs
 
 
@@ -229,8 +230,13 @@ def _report(out: Path, quantized: Mapping[str, Quantized], point: Point | None, 
             f"{name}: {counts['int8']} of {counts['weighted']} weighted layers in INT8, "
             f"{counts['parameters']} % of the weights"
         )
+        reasons: dict[str, list[str]] = {}
         for layer in counts["float_layers"]:
-            print(f"  {layer} stays float: {quantized[name].plan.get(layer, 'NNCF found no place for it')}")
+            why = quantized[name].plan.get(layer, "NNCF found no place for it")
+            reasons.setdefault(why, []).append(layer)
+        for why, layers in reasons.items():
+            more = f" and {len(layers) - NAMED} more" if len(layers) > NAMED else ""
+            print(f"  float: {', '.join(layers[:NAMED])}{more}: {why}")
     if point is not None:
         print(f"the gates hold with {point.floats} layers float for their sake: {point.row.score.ap:.3f} AP")
     print(f"written to {out}")
