@@ -158,13 +158,25 @@ def frontier(found: Blame) -> bytes:
             axes.plot([share, share], [100 * end for end in point.row.difference], color=WARM, alpha=0.35)
     axes.plot(macs, ap, "o-", color=WARM, markersize=4, label="AP (bars: 95 % interval)")
     axes.plot(macs, oks, "o-", color=ACCENT, markersize=4, label="mean OKS × 100")
-    for point, share, height in zip(points, macs, ap, strict=True):
-        held = point.floats == len(found.islands)
-        axes.plot(share, height, "o", color=WARM, markersize=8 if held else 4)
-        place = {"xytext": (5, -9), "textcoords": "offset points", "fontsize": 7, "color": INK}
-        axes.annotate(f"{point.floats} float" + (": gates hold" if held else ""), (share, height), **place)
-    axes.margins(x=0.12, y=0.12)
-    axes.set_xlabel("% of all multiplications in INT8", fontsize=8, color=INK)
+    small = {"fontsize": 7, "color": INK, "ha": "center"}
+    for index, (point, share) in enumerate(zip(points, macs, strict=True)):
+        # Neighbours may be near: three rows below the top edge.
+        axes.text(
+            share, 0.96 - 0.05 * (index % 3), point.floats, transform=axes.get_xaxis_transform(), **small
+        )
+    floats = len(found.islands)
+    held = next(place for place, point in enumerate(points) if point.floats == floats)
+    axes.plot(macs[held], ap[held], "o", color=WARM, markersize=8)
+    said = {
+        "xytext": (0, -42),
+        "textcoords": "offset points",
+        "arrowprops": {"arrowstyle": "-", "color": INK},
+    }
+    axes.annotate(f"{floats} layers float: gates hold", (macs[held], ap[held]), **said, **small)
+    axes.margins(x=0.12, y=0.3)
+    axes.set_xlabel(
+        "% of all multiplications in INT8; at the top, how many layers are float", fontsize=8, color=INK
+    )
     axes.set_ylabel("points against FP32", fontsize=8, color=INK)
     axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return _png(figure)
