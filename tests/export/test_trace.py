@@ -105,6 +105,30 @@ def test_a_plain_head_is_taken(spec: Spec) -> None:
     assert len(trace(Head(), spec)["pose"].graph.output) == 4
 
 
+class Untrained(Head):
+    """Linear layers and a norm whose biases are all zero, which the exporter stores once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.first, self.second = nn.LayerNorm(4), nn.Linear(4, 4), nn.Linear(4, 4)
+        for layer in (self.norm, self.first, self.second):
+            nn.init.zeros_(layer.bias)
+
+    def finish(self, maps: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(self.norm(maps.flatten(2).mT))))
+
+
+def test_equal_biases_do_not_make_equal_names(spec: Spec, images: list[F32]) -> None:
+    torch.manual_seed(1)
+    model = Untrained()
+    graph = trace(model, spec)["pose"]
+    names = [tensor.name for tensor in graph.graph.initializer]
+    assert len(set(names)) == len(names)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images[0]))[OUTPUTS[0]].numpy()
+    np.testing.assert_allclose(outputs_of(graph, [{INPUT: images[0]}])[0][OUTPUTS[0]], expected, atol=1e-5)
+
+
 def test_tracing_is_silent_and_repeatable(
     standin: Any, spec: Spec, raw: ModelProto, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -156,13 +156,19 @@ def _names(graph: ModelProto) -> dict[str, str]:
 
 
 def _transposed(graph: ModelProto) -> dict[str, str]:
-    """The names of weights of linear layers, which the exporter has transposed: their biases still tell."""
+    """The names of weights of linear layers, which the exporter has transposed: their biases still tell.
+
+    Equal biases, such as an untrained network's zeros, it has merged: their one name is told once.
+    """
     index = Graph(graph)
-    own = {}
+    own: dict[str, str] = {}
+    taken = set(index.constants)
     for node in index.nodes:
         bias = _bias(index, node) if node.op_type == "MatMul" and node.input[1] in index.constants else None
-        if bias is not None:
-            own[node.input[1]] = bias.removesuffix(BIAS) + WEIGHT
+        name = "" if bias is None else bias.removesuffix(BIAS) + WEIGHT
+        if name and name not in taken:
+            own[node.input[1]] = name
+            taken.add(name)
     return own
 
 
