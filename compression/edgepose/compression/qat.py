@@ -90,11 +90,14 @@ def short(recipe: Recipe, steps: int, weights: Path | None = None) -> Recipe:
     return recipe.model_copy(update={"schedule": schedule, "initial": None, "teacher": teacher})
 
 
-def learn(found: Compressed, model: nn.Module, recipe: Recipe, out: Path, resume: bool) -> dict[str, Any]:
+def learn(
+    found: Compressed, model: nn.Module, recipe: Recipe, out: Path, resume: bool
+) -> dict[str, float] | None:
     """Train the quantized form of the float `model` into the folder `out`; keeps the best average of all.
 
-    The first one judged is the form as it was. Returns the AP by the steps after which it was judged. Raises
-    EdgeposeError as `edgepose train` does, and for a recipe of another model or without validation pictures.
+    The first one judged is the form as it was. Returns the AP by the steps after which it was judged; in
+    processes but the first None. Raises EdgeposeError as `edgepose train` does, for a recipe of another model
+    and for one without validation pictures.
     """
     if recipe.model != found.spec.model or recipe.data.validation is None:
         raise EdgeposeError(
@@ -113,7 +116,7 @@ def learn(found: Compressed, model: nn.Module, recipe: Recipe, out: Path, resume
         recipe.save(out / RECIPE)
         judge(trainer.step, trainer.average.state)
     trainer.run(lambda: judge(trainer.step, trainer.average.state))
-    return judge.said
+    return judge.said if trainer.first else None
 
 
 def learning_form(found: Compressed, model: nn.Module) -> nn.Module:

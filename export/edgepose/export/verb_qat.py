@@ -49,6 +49,8 @@ def qat(
     if target.exists():
         raise EdgeposeError(f"{target}: exists already; choose another --out")
     judged = learn(found, model, short(open_recipe(recipe), steps, weights), out, resume)
+    if judged is None:
+        return
     with draft_folder(target) as draft:
         write_learnt(draft, found, model, best_form(found, model, out), {"qat_steps": steps})
     if as_json:
