@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -21,8 +22,9 @@ from edgepose.compression.graph import load_onnx
 from edgepose.compression.plan import float_plan
 from edgepose.export import side_by_side
 from edgepose.export.side_by_side import FP32, TOOLS, Job, contest, int8_layers, table
+from edgepose.export.views import cpu_view
 from edgepose.runtime.bundle import Bundle
-from edgepose.runtime.errors import GateFailed
+from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.runtime.preprocess import prepare
 
 
@@ -70,6 +72,19 @@ def test_the_command_leaves_files_and_results(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "side" / "onnxruntime.onnx").is_file()
     with pytest.raises(GateFailed, match="are also in the evaluation data"):
         side_by_side.main([*map(str, given), data.source], standalone_mode=False)
+
+
+def test_what_qat_wrote_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own graph as the runtime wants it; one of another network is refused."""
+    fp32, int8, _ = network()
+    job = Job(fp32, (), "qrpose", tmp_path / "qat.onnx")
+    found = SimpleNamespace(spec=SPEC, fp32=lambda _: fp32, quantized=lambda _: int8.model)
+    monkeypatch.setattr(side_by_side, "open_compressed", lambda _: found)
+    side_by_side._qat(tmp_path, job)
+    assert load_onnx(job.path) == cpu_view(int8.model)
+    found.fp32 = lambda _: int8.model
+    with pytest.raises(EdgeposeError, match="is of another FP32 graph"):
+        side_by_side._qat(tmp_path, job)
 
 
 def test_the_contest_scores_and_times_every_file(files: dict[str, Path], tmp_path: Path) -> None:

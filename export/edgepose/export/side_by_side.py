@@ -32,6 +32,7 @@ from edgepose.calibration.dataset import open_dataset
 from edgepose.calibration.evaluation import Shown, require_skeleton
 from edgepose.calibration.ledger import Gates, Ledger, Row
 from edgepose.calibration.measure import Artefact, environment, ledger_of, run_all
+from edgepose.compression.artefact import open_compressed
 from edgepose.compression.execution import INPUT, Feeds
 from edgepose.compression.graph import WEIGHTED, Graph, copy, load_onnx
 from edgepose.compression.groups import is_int8_layer
@@ -49,7 +50,7 @@ from edgepose.runtime.errors import EdgeposeError, require
 from edgepose.runtime.estimator import Estimator
 from edgepose.runtime.preprocess import normalise, prepare
 
-FP32 = "FP32"
+FP32, QAT = "FP32", "NNCF, edgepose qat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,15 @@ def _modelopt(job: Job) -> None:
             output_path=int8,
         )
         onnx.save(onnx.load(int8), job.path)
+
+
+def _qat(folder: Path, job: Job) -> None:
+    """What `edgepose qat` made of the same graph; the view for this runtime."""
+    found = open_compressed(folder)
+    (name,) = found.spec.graphs
+    if found.fp32(name) != job.model:
+        raise EdgeposeError(f"{folder}: is of another FP32 graph; name what came of this bundle")
+    onnx.save(cpu_view(found.quantized(name)), job.path)
 
 
 TOOLS: dict[str, Callable[[Job], None]] = {
@@ -220,8 +230,13 @@ def table(ledger: Ledger, contenders: Sequence[Contender]) -> Table:
     help="Evaluation pictures, as of verify.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of files and results.")
+@click.option(
+    "--qat", "learnt", type=click.Path(path_type=Path), help="What `edgepose qat` wrote: takes part, too."
+)
 @click.option("--rounds", type=click.IntRange(3), default=50, show_default=True, help="Runs that are timed.")
-def main(bundle: Path, calibration: Path, data: str, out: Path, rounds: int) -> None:
+def main(  # noqa: PLR0913  the options of a command
+    bundle: Path, calibration: Path, data: str, out: Path, learnt: Path | None, rounds: int
+) -> None:
     """Quantize BUNDLE's FP32 graph with every tool on the same pictures, and compare what comes out."""
     opened, shown = Bundle.open(bundle), Shown(open_dataset(data))
     if len(opened.spec.graphs) > 1:
@@ -233,7 +248,10 @@ def main(bundle: Path, calibration: Path, data: str, out: Path, rounds: int) -> 
     fp32 = opened.graph(opened.spec.graphs[0], "fp32")
     feeds = [{INPUT: normalise(frame, opened.spec)} for frame in pictures_shown(pictures, opened.spec)]
     files = {FP32: fp32}
-    for name, tool in TOOLS.items():
+    tools: dict[str, Callable[[Job], None]] = (
+        dict(TOOLS) if learnt is None else {**TOOLS, QAT: partial(_qat, learnt)}
+    )
+    for name, tool in tools.items():
         files[name] = out / f"{name.replace(', ', '-').replace(' ', '-')}.onnx"
         with draft_file(files[name]) as draft:
             tool(Job(load_onnx(fp32), feeds, opened.spec.family, draft))
