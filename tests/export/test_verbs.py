@@ -176,7 +176,7 @@ def test_json_of_each_verb(compressed: tuple[Path, Any], full: tuple[Path, Any])
 def test_people_are_told_what_stays_float_and_why(
     quantized: Quantized, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    _report(Path("out"), {"pose": quantized}, as_json=False)
+    _report(Path("out"), {"pose": quantized}, None, as_json=False)
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].startswith("pose: 12 of 18 weighted layers in INT8")
     assert any(line.startswith("  float: score0") and "score logits" in line for line in lines)
