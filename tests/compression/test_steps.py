@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -48,7 +50,8 @@ class Verbs:
         self.aps, self.killed_at = aps, killed_at
         self.lines: list[str] = []
 
-    def __call__(self, *words: object) -> None:
+    def __call__(self, *words: object, may_fail: bool = False) -> None:
+        assert may_fail == (words[0] == "verify")
         line = [str(word) for word in words]
         self.lines.append(" ".join(line))
         if self.killed_at and self.killed_at in self.lines[-1]:
@@ -166,6 +169,20 @@ def test_training_that_was_stopped_is_resumed(
     with pytest.raises(KeyboardInterrupt):
         run_steps(open_steps(file), out, as_json=True)
     assert again.lines[-1].endswith("--resume")
+
+
+@pytest.mark.parametrize(
+    ("code", "may_fail", "raised"),
+    [(0, False, None), (1, True, None), (1, False, EdgeposeError), (2, True, EdgeposeError)]
+    + [(130, True, KeyboardInterrupt)],
+)
+def test_what_a_verb_says_ends_the_run_or_not(
+    code: int, may_fail: bool, raised: type[BaseException] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """verify fails at gates of its own, which are not the recipe's; all else that fails is the end."""
+    monkeypatch.setattr(steps.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=code))
+    with nullcontext() if raised is None else pytest.raises(raised):
+        steps._edgepose("verify", "bundle", may_fail=may_fail)
 
 
 def test_other_recipes_and_other_things_are_not_overwritten(
