@@ -173,8 +173,13 @@ def test_training_that_was_stopped_is_resumed(
 
 @pytest.mark.parametrize(
     ("code", "may_fail", "raised"),
-    [(0, False, None), (1, True, None), (1, False, EdgeposeError), (2, True, EdgeposeError)]
-    + [(130, True, KeyboardInterrupt)],
+    [
+        (0, False, None),
+        (1, True, None),
+        (1, False, EdgeposeError),
+        (2, True, EdgeposeError),
+        (130, True, KeyboardInterrupt),
+    ],
 )
 def test_what_a_verb_says_ends_the_run_or_not(
     code: int, may_fail: bool, raised: type[BaseException] | None, monkeypatch: pytest.MonkeyPatch
