@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import least_squares
 
 from edgepose.calibration.dataset import Dataset
 from edgepose.calibration.oks import oks_matrix
@@ -24,7 +25,7 @@ from edgepose.runtime.topdown.twostage import MOST
 
 FEWEST = 30  # people; of fewer two exponents are an accident
 WIDEST = (2.0, 16.0)  # exponents of the first score and of the quality
-STEPS, ROUNDS = 17, 6  # a grid of so many values, laid ever closer about the best
+STEPS = 17  # of each, where the search for the best begins
 
 
 class Reached(NamedTuple):
@@ -66,15 +67,14 @@ def _in(pair: Pair, sample: Sample, least: float) -> Iterator[tuple[float, ...]]
 
 def fitted(first: F64, quality: F64, oks: F64) -> Exponents:
     """The exponents a, b for which first ^ a * quality ^ b is nearest to the OKS (P,), in squares."""
-    low, high = np.zeros(2), np.array(WIDEST)
-    for _ in range(ROUNDS):
-        a, b = np.linspace(low, high, STEPS).T
-        expected = first ** a[:, None, None] * quality ** b[:, None]  # (STEPS, STEPS, P)
-        errors = ((expected - oks) ** 2).sum(-1)
-        place = np.unravel_index(errors.argmin(), errors.shape)
-        best, step = np.array([a[place[0]], b[place[1]]]), (high - low) / (STEPS - 1)
-        low, high = np.maximum(best - 2 * step, 0), best + 2 * step
-    return float(best[0]), float(best[1])
+    a, b = np.linspace(np.zeros(2), WIDEST, STEPS).T
+    expected = first ** a[:, None, None] * quality ** b[:, None]  # (STEPS, STEPS, P)
+    place = np.unravel_index(((expected - oks) ** 2).sum(-1).argmin(), (STEPS, STEPS))
+    start = np.clip([a[place[0]], b[place[1]]], 1e-3, np.array(WIDEST) - 1e-3)  # it wants room on all sides
+    found = least_squares(
+        lambda x: first ** x[0] * quality ** x[1] - oks, start, bounds=(0, WIDEST), xtol=1e-10, ftol=1e-12
+    )
+    return float(found.x[0]), float(found.x[1])
 
 
 def gauged(seen: Reached) -> Gauge:
