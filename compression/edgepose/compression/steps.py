@@ -12,7 +12,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -120,18 +120,16 @@ class Run:
         self.weights = ["--weights", recipe.weights] if recipe.weights is not None else []
         self._float(FLOAT, "float")
         yield FLOAT, 0.0
-        if recipe.prune is not None:
-            self._prune(recipe.prune)
-            yield PRUNED, recipe.prune.max_ap_loss
-        if recipe.tune is not None:
-            self._tune(recipe.tune)
-            yield TUNED, recipe.tune.max_ap_loss
-        if recipe.quantize is not None:
-            self._quantize(recipe.quantize)
-            yield INT8, recipe.quantize.max_ap_loss
-        if recipe.qat is not None:
-            self._train(recipe.qat)
-            yield TRAINED, recipe.qat.max_ap_loss
+        steps: tuple[tuple[str, Callable[[Any], None], Step | None], ...] = (
+            (PRUNED, self._prune, recipe.prune),
+            (TUNED, self._tune, recipe.tune),
+            (INT8, self._quantize, recipe.quantize),
+            (TRAINED, self._train, recipe.qat),
+        )
+        for stage, do, step in steps:
+            if step is not None:
+                do(step)
+                yield stage, step.max_ap_loss
 
     def _float(self, stage: str, name: str) -> None:
         """Export the newest floats as the bundle `name` and measure it."""
