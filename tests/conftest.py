@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hypothesis import settings
 
-sys.path.insert(0, str(Path(__file__).parent))  # for told_people: pytest's importlib mode adds no folder
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules here: pytest's importlib mode adds no folder
 
 settings.register_profile("edgepose", deadline=None)
 settings.load_profile("edgepose")
