@@ -45,6 +45,12 @@ class Schedule(Section):
     log_steps: PositiveInt = 20
 
 
+class MuonSchedule(Schedule):
+    """Of a family that knows which of its parameters are matrices inside the network."""
+
+    muon: NonNegative = 0.0  # their rate by `optimizer.Muon`, in learning rates; 0: AdamW for all
+
+
 class Teacher(Section):
     """The same network with weights that know better: what it says is learnt beside the labels."""
 

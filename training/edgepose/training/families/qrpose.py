@@ -18,10 +18,10 @@ from edgepose.training.evaluation import score_model
 from edgepose.training.families.course import Course, Group
 from edgepose.training.models import build, load_backbone
 from edgepose.training.models.qrpose.losses import Loss, Weights
-from edgepose.training.models.qrpose.network import Choice, QrPose, Raw
+from edgepose.training.models.qrpose.network import Choice, Look, QrPose, Raw
 from edgepose.training.models.qrpose.targets import Chooser, assign
 from edgepose.training.models.qrpose.taught import taught
-from edgepose.training.sections import Fraction, NonNegative, PictureRecipe, Section
+from edgepose.training.sections import Fraction, MuonSchedule, NonNegative, PictureRecipe, Section
 
 
 class Network(Section):
@@ -57,6 +57,19 @@ class QrPoseRecipe(PictureRecipe):
     hint_pixels: Annotated[int, Field(ge=0)] = 40  # more, with a noisy true pose for KQE to start from
     network: Network = Network()
     loss: LossSection = LossSection()
+    schedule: MuonSchedule
+
+
+def matrices_of(model: QrPose) -> dict[nn.Parameter, int]:
+    """The kernels inside the network, and of how many matrices each is made: one for a group of channels.
+
+    Layers that say something to the outside, such as a score or an offset, learn by AdamW.
+    """
+    looks = (cast(Look, look).off for look in model.looks)
+    last = {model.score0, model.score, model.heatmap, model.off1, model.conf, *looks}
+    layers = (layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer not in last)
+    kernels = ((cast(nn.Parameter, layer.weight), layer.groups) for layer in layers)
+    return {kernel: groups for kernel, groups in kernels if kernel[0].numel() > 1}
 
 
 class QrPoseCourse(Course[QrPoseRecipe, Batch]):
@@ -83,8 +96,22 @@ class QrPoseCourse(Course[QrPoseRecipe, Batch]):
             load_backbone(model, self.recipe.backbone)
 
     def groups(self, model: nn.Module) -> list[Group]:
-        decay = self.recipe.schedule.weight_decay
-        return [Group(params=list(model.parameters()), weight_decay=decay, scale=1.0, orthogonal=0)]
+        schedule = self.recipe.schedule
+        inside = matrices_of(cast(QrPose, model)) if schedule.muon else {}
+        groups: dict[int, Group] = {}
+        for parameter in model.parameters():
+            matrices = inside.get(parameter, 0)
+            group = groups.setdefault(
+                matrices,
+                Group(
+                    params=[],
+                    weight_decay=schedule.weight_decay,
+                    scale=schedule.muon if matrices else 1.0,
+                    orthogonal=matrices,
+                ),
+            )
+            group["params"].append(parameter)
+        return list(groups.values())
 
     def batches(self, first: int) -> Iterable[Batch]:
         pictures = Pictures(self.recipe, self.rank)

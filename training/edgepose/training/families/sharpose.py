@@ -23,7 +23,7 @@ from edgepose.training.models.sharpose.mae import load_mae
 from edgepose.training.models.sharpose.network import Backbone, SharPose
 from edgepose.training.models.sharpose.scratch import start_from_scratch
 from edgepose.training.order import loader
-from edgepose.training.sections import Fraction, NonNegative, Schedule, Section
+from edgepose.training.sections import Fraction, MuonSchedule, NonNegative, Section
 from edgepose.training.topdown_evaluation import score_two_stage
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -56,11 +56,10 @@ class SharPoseData(CropData):
     sigma: PositiveFloat = 2.0  # heatmap pixels
 
 
-class SharPoseSchedule(Schedule):
+class SharPoseSchedule(MuonSchedule):
     """The layers below the last one learn more slowly, each by this factor."""
 
     layer_decay: Share = 1.0
-    muon: NonNegative = 0.0  # rate of `optimizer.Muon` for the matrices inside, in learning rates; 0: AdamW
     quality_start: Fraction = 0.857  # of the steps, before which no quality is learnt: 180 of 210 epochs
     guidance: NonNegative = 0.0  # weight, falling to 0 until `quality_start`, of looking where the joints are
 

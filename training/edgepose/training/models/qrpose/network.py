@@ -216,7 +216,8 @@ class QrPose(nn.Module):
             coarse = torch.cat([coarse[:, :, : -hints.shape[1]], given], 2)
         B, P = pixels.shape
         here = self.grid[None].expand(B, -1, 2).gather(1, pixels[:, :, None].expand(B, P, 2))
-        return self.heads(instance, joints, coarse, partial(self.read, trunk.joints, here, bilinear))
+        sample = grid_sample if self.training else bilinear
+        return self.heads(instance, joints, coarse, partial(self.read, trunk.joints, here, sample))
 
     def heads_everywhere(self, trunk: Trunk) -> Heads:
         """The heads at all pixels, laid out as (B, ., H, W), with one GridSample a look: section 7 A."""

@@ -1,4 +1,7 @@
-"""Reading a map at chosen pixels and between pixels, by gathers alone or by one GridSample."""
+"""Reading a map at chosen pixels and between pixels, by gathers alone or by one GridSample.
+
+Training takes GridSample, whose gradient is by far the faster one; few poses in a graph take a gather.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,29 @@ def pixel_centres(size: tuple[int, int]) -> Tensor:
     return torch.stack([x, y], -1).reshape(-1, 2).float()
 
 
+def rows(table: Tensor, numbers: Tensor) -> Tensor:
+    """(B, N, C), numbers (B, M) int32 of its rows -> (B, M, C).
+
+    In a graph one Gather of whole rows from all pictures' tables as one: `Tensor.gather` becomes an Expand
+    and a GatherElements, which ONNX Runtime copies value by value.
+    """
+    B, N, C = table.shape
+    first = torch.arange(B, dtype=numbers.dtype, device=numbers.device) * N
+    return table.reshape(-1, C).index_select(0, (numbers + first[:, None]).flatten()).reshape(B, -1, C)
+
+
 def at_pixels(features: Tensor, pixels: Tensor) -> Tensor:
     """(B, C, H, W) at pixels (B, P) -> (B, C, P, 1).
 
-    Rows of channels are gathered: on channels-last tensors neither this nor its gradient copies the map.
+    Rows of channels are read: on channels-last tensors neither this nor its gradient copies the map.
     """
-    rows = features.flatten(2).transpose(1, 2)  # (B, H*W, C)
-    chosen = rows.gather(1, pixels[:, :, None].expand(-1, -1, rows.shape[2]))
-    return chosen.transpose(1, 2).unsqueeze(-1)
+    return rows(features.flatten(2).transpose(1, 2), pixels.int()).transpose(1, 2).unsqueeze(-1)
 
 
 def bilinear(features: Tensor, positions: Tensor) -> Tensor:
     """(B, K*c, H, W), each joint's own channels at its positions (B, P, K, 2) -> (B, K*c, P, 1).
 
-    Beyond the border the border's value counts: grid_sample(border, align_corners=True) by one gather.
+    Beyond the border the border's value counts: grid_sample(border, align_corners=True) by one Gather.
     """
     B, P, K, _ = positions.shape
     H, W = features.shape[-2:]
@@ -39,12 +51,12 @@ def bilinear(features: Tensor, positions: Tensor) -> Tensor:
         left, above = left.nan_to_num(), above.nan_to_num()
     right, below = (left + 1).clamp(max=W - 1), (above + 1).clamp(max=H - 1)
     # int32, because a half-precision y*W + x is wrong for most pixels (specs/qrpose.md section 8)
-    rows = torch.cat([above, above, below, below], 1).to(torch.int32)
-    columns = torch.cat([left, right, left, right], 1).to(torch.int32)
-    corners = (rows * W + columns).long().unsqueeze(-1)  # (B, 4P, K, 1)
-    table = features.flatten(2).transpose(1, 2).reshape(B, H * W, K, -1)
-    # One gather for the four corners: its gradient is one dense map, not four.
-    values = table.gather(1, corners.expand(-1, -1, -1, table.shape[3])).to(positions.dtype)
+    down = torch.cat([above, above, below, below], 1).int()
+    across = torch.cat([left, right, left, right], 1).int()
+    joint = torch.arange(K, dtype=down.dtype, device=down.device)
+    corners = (down * W + across) * K + joint  # (B, 4P, K)
+    table = features.flatten(2).transpose(1, 2).reshape(B, H * W * K, -1)
+    values = rows(table, corners.flatten(1)).reshape(B, 4 * P, K, -1).to(positions.dtype)
     top_left, top_right, bottom_left, bottom_right = torch.split(values, P, 1)  # (B, P, K, c)
     ax, ay = (x - left).unsqueeze(-1), (y - above).unsqueeze(-1)
     top = top_left + (top_right - top_left) * ax
@@ -53,12 +65,12 @@ def bilinear(features: Tensor, positions: Tensor) -> Tensor:
 
 
 def grid_sample(features: Tensor, positions: Tensor) -> Tensor:
-    """The same as `bilinear` by one GridSample of 4 dimensions, which TensorRT has from 8.5 on."""
+    """The same as `bilinear`, by one GridSample of 4 dimensions, which TensorRT has from 8.5 on."""
     B, P, K, _ = positions.shape
     H, W = features.shape[-2:]
     size = torch.tensor([W - 1, H - 1], dtype=positions.dtype, device=positions.device)
     sampled = functional.grid_sample(
-        features.reshape(B * K, -1, H, W),
+        features.to(positions.dtype).reshape(B * K, -1, H, W),
         (positions * (2 / size) - 1).transpose(1, 2).reshape(B * K, P, 1, 2),
         mode="bilinear",
         padding_mode="border",
