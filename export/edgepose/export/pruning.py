@@ -21,7 +21,7 @@ from edgepose.training.families import FAMILIES, course_of
 from edgepose.training.models import family_of
 from edgepose.training.recipe import parse_recipe
 
-TRIES = 4  # what is measured may fall short of what was predicted
+TRIES = 6  # what is measured may fall short of what was predicted
 BATCH = 4  # pictures or crops
 
 
