@@ -57,6 +57,7 @@ def raw_of(targets: Targets, offset: Tensor | None = None) -> Raw:
         coarse=flat.reshape(batch, SIDE, SIDE),
         heatmaps=torch.zeros(batch, K, SIDE, SIDE),
         pixels=pixels,
+        share=torch.ones(batch, SIDE * SIDE),
         hinted=0,
         logits=flat,
         offsets=offsets,
@@ -299,7 +300,7 @@ def chooser(targets: Targets, count: int, hinted: int, seed: int = 1) -> Chooser
 def test_chosen_pixels_hold_all_positives_and_no_pixel_twice() -> None:
     targets = assign(somebody(), GRID)
     coarse = torch.randn(2, SIDE, SIDE)
-    pixels, hints = chooser(targets, 64, 0).choose(coarse)
+    pixels, share, hints = chooser(targets, 64, 0).choose(coarse)
     assert hints.shape == (2, 0, K, 2)
     assert torch.equal(pixels, chooser(targets, 64, 0).choose(coarse).pixels)
     for row, owners, logits in zip(pixels, targets.owner, coarse.flatten(1), strict=True):
@@ -307,6 +308,21 @@ def test_chosen_pixels_hold_all_positives_and_no_pixel_twice() -> None:
         assert set((owners >= 0).nonzero()[:, 0].tolist()) <= set(row.tolist())
         background = torch.where(owners >= 0, -torch.inf, logits)
         assert int(background.argmax()) in row.tolist()
+    assert torch.allclose(share.sum(1), torch.full((2,), float(SIDE**2)))
+    assert (share[targets.owner.gather(1, pixels) >= 0] == 1).all()
+
+
+def test_chosen_pixels_stand_for_all() -> None:
+    """What is summed over them is, in the mean of many choices, the sum over the whole map."""
+    targets = assign(somebody(count=1), GRID)
+    coarse, values = torch.randn(2, SIDE, SIDE), torch.rand(2, SIDE**2)
+    sums = []
+    for seed in range(400):
+        choice = chooser(targets, 64, 0, seed).choose(coarse)
+        sums.append((choice.share * values.gather(1, choice.pixels)).sum(1))
+    found = torch.stack(sums)
+    margin = 4 * found.std(0) / math.sqrt(len(found))
+    assert ((found.mean(0) - values.sum(1)).abs() < margin).all()
 
 
 def test_hints_are_true_poses_with_noise_of_the_persons_size() -> None:
@@ -314,7 +330,7 @@ def test_hints_are_true_poses_with_noise_of_the_persons_size() -> None:
     targets = assign(somebody(count=1), GRID)
     rest = []
     for seed in range(60):
-        pixels, hints = chooser(targets, 64, 9, seed).choose(torch.zeros(2, SIDE, SIDE))
+        pixels, _, hints = chooser(targets, 64, 9, seed).choose(torch.zeros(2, SIDE, SIDE))
         again = pixels[:, -9:]
         assert (targets.owner.gather(1, again) == 0).all()
         rest.append(hints + GRID[again][:, :, None] - targets.joints[:, :1])

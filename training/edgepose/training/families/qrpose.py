@@ -138,7 +138,7 @@ class QrPoseCourse(Course[QrPoseRecipe, Batch]):
         """What the teacher says at the student's pixels, from the same hints."""
         teacher = cast(QrPose, self.teacher)
         own = raw.pixels.shape[1] - raw.hinted
-        choice = Choice(raw.pixels, raw.coarse_offsets[:, own:].detach())
+        choice = Choice(raw.pixels, raw.share, raw.coarse_offsets[:, own:].detach())
         return teacher.raw(teacher.trunk(images), lambda _: choice)
 
     def score(self, model: nn.Module, dataset: Dataset) -> dict[str, Any]:

@@ -123,6 +123,7 @@ class Loss:
         here = label.gather(1, raw.pixels)
         if self.target == "oks":  # a hinted pose is scored by its own quality
             here[positives.slots] = quality
+        seen = raw.share * weight.gather(1, raw.pixels)
         poses, people = max(1, len(own)), max(1, int(own.sum()))
         joints = positives.labelled.sum().clamp(min=1)
         own_joints = positives.labelled[own].sum().clamp(min=1)
@@ -130,7 +131,7 @@ class Loss:
         size = (raw.coarse.shape[2], raw.coarse.shape[1])
         heat = quality_focal(raw.heatmaps, heatmaps(targets, size), torch.ones(()))
         return {
-            "score": w.score * quality_focal(raw.logits, here, weight.gather(1, raw.pixels)) / poses,
+            "score": w.score * quality_focal(raw.logits, here, seen) / poses,
             "coarse_score": w.coarse_score * quality_focal(raw.coarse.flatten(1), label, weight) / people,
             "offset": w.offset * far.sum() / joints,
             "coarse_offset": w.offset * w.coarse * coarse_far[own].sum() / own_joints,

@@ -31,6 +31,7 @@ class Choice(NamedTuple):
     """Where training evaluates the heads. The last D of the P pixels get `hints` in place of their own O1."""
 
     pixels: Tensor  # (B, P) int64 indices into H*W
+    share: Tensor  # (B, P) how many of the map's pixels each stands for
     hints: Tensor  # (B, D, K, 2) offsets in map pixels; D may be 0
 
 
@@ -99,6 +100,7 @@ class Raw(NamedTuple):
     coarse: Tensor  # logits (B, H, W)
     heatmaps: Tensor  # logits (B, K, H, W)
     pixels: Tensor  # indices into H*W (B, P) int64
+    share: Tensor  # (B, P) how many of the map's pixels each stands for
     hinted: int  # D, how many of the last pixels were given their coarse offsets
     logits: Tensor  # (B, P)
     offsets: Tensor  # (B, P, K, 2) map pixels
@@ -263,15 +265,17 @@ class QrPose(nn.Module):
         coarse = trunk.coarse[:, 0].float()
         if choose is None:
             pixels = torch.arange(H * W, device=coarse.device).expand(B, -1)
-            choice = Choice(pixels, coarse.new_zeros(B, 0, self.config.joints, 2))
+            hints = coarse.new_zeros(B, 0, self.config.joints, 2)
+            choice = Choice(pixels, torch.ones_like(coarse).flatten(1), hints)
         else:
             choice = choose(coarse.detach())
         with torch.autocast(coarse.device.type, enabled=False):
-            heads = self.heads_at(trunk, *choice)
+            heads = self.heads_at(trunk, choice.pixels, choice.hints)
         return Raw(
             coarse=coarse,
             heatmaps=self.heatmap(trunk.joints).float(),
             pixels=choice.pixels,
+            share=choice.share,
             hinted=choice.hints.shape[1],
             logits=heads.logits[:, 0, :, 0],
             offsets=self._poses(heads.offsets),

@@ -101,7 +101,9 @@ def heatmaps(targets: Targets, size: tuple[int, int]) -> Tensor:
 class Chooser:
     """Training's pixels: all positives, likely and random background, and positives with hints.
 
-    Evaluating the heads there and not at all pixels costs a third; inference sees the same kind of pixels.
+    Evaluating the heads there and not at all pixels costs a third. The random ones stand for all pixels that
+    were not likely, as a sum over a sample does: else S stays high in the background, where only the dense
+    graph reads it.
     A hint is the true pose with noise in place of O1: KQE learns from the first step on to find a joint from
     near it, while the coarse offsets are still far off.
     """
@@ -115,11 +117,16 @@ class Chooser:
     def choose(self, coarse: Tensor) -> Choice:
         """From coarse logits (B, H, W)."""
         logits, owner = coarse.flatten(1), self.targets.owner
-        first = torch.where(owner >= 0, torch.inf, logits).topk(self.count // 2, 1).indices
+        likely = self.count // 2
+        others = self.count - likely
+        first = torch.where(owner >= 0, torch.inf, logits).topk(likely, 1).indices
         random = self._random(logits)
-        rest = random.scatter(1, first, -1.0).topk(self.count - self.count // 2, 1).indices
+        rest = random.scatter(1, first, -1.0).topk(others, 1).indices
         again = torch.where(owner >= 0, 1 + random, random).topk(self.hinted, 1).indices
-        return Choice(torch.cat([first, rest, again], 1), self._hints(again))
+        pixels = torch.cat([first, rest, again], 1)
+        share = torch.ones_like(pixels, dtype=logits.dtype)
+        share[:, likely : self.count] = (logits.shape[1] - likely) / others
+        return Choice(pixels, share, self._hints(again))
 
     def _hints(self, pixels: Tensor) -> Tensor:
         """(B, D, K, 2) noisy offsets of the people who own the pixels (B, D), background included."""
