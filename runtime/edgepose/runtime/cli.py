@@ -38,7 +38,7 @@ VERBS = {
     "build": Verb(
         "edgepose.export.verb_build:build", "Build, prove and time TensorRT engines on this board."
     ),
-    "bench": Verb("edgepose.runtime.verb_bench:bench", "Time graphs against each other, in turns."),
+    "bench": Verb("edgepose.export.verb_bench:bench", "Time graphs against each other, in turns."),
     "dial": Verb(
         "edgepose.export.verb_dial:dial", "Measure what refining people with a second model brings."
     ),

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 
+from edgepose.export.verb_bench import bench
 from edgepose.runtime.bench import WARM_UP, alternate
 from edgepose.runtime.bundle import publish
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.spec import Spec
-from edgepose.runtime.verb_bench import bench
+from edgepose.training import models
+from edgepose.training.models import build
 
 
 def test_ratios_are_those_of_the_same_round() -> None:
@@ -63,6 +66,22 @@ def test_files_and_bundles_are_timed_together(tmp_path: Path) -> None:
     assert "median ms" in run(first).output
 
 
+def test_pytorch_is_timed_beside_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the model's own size, in evaluation, without gradients, by as many threads as the graphs."""
+    network = build("qrpose_tiny")
+    seen = []
+    network.register_forward_hook(
+        lambda _, given, made: seen.append((given[0].shape, torch.get_num_threads(), made["scores"]))
+    )
+    monkeypatch.setattr(models, "build", lambda name: {"qrpose_tiny": network}[name])
+    done = run(str(graph(tmp_path / "a.onnx")), "torch:qrpose_tiny", "--json", "--batch", "2")
+    assert done.exit_code == 0, done.output
+    assert [row["name"] for row in json.loads(done.stdout)["graphs"]][1] == "torch:qrpose_tiny"
+    assert len(seen) == WARM_UP + 3
+    for shape, threads, scores in seen:
+        assert (tuple(shape), threads, scores.requires_grad) == ((2, 3, 256, 256), 1, False)
+
+
 def two_graphs(folder: Path) -> str:
     """A bundle whose second graph reads an order, and fails for one that is none."""
     content = folder / "content"
@@ -89,12 +108,13 @@ def test_a_graph_among_several_is_named(tmp_path: Path) -> None:
         assert said in str(run(f"{bundle}:{name}").exception)
 
 
-@pytest.mark.parametrize("kind", ["missing", "no graph", "twice", "no such view"])
+@pytest.mark.parametrize("kind", ["missing", "no graph", "twice", "no such view", "no model"])
 def test_what_cannot_be_timed_is_named(tmp_path: Path, kind: str) -> None:
     path = graph(tmp_path / "a.onnx")
     if kind == "no graph":
         path.write_text("hello")
     names = {
+        "no model": ["torch:qrpose_huge"],
         "missing": [str(tmp_path / "b.onnx")],
         "no graph": [str(path)],
         "twice": [str(path)] * 2,
@@ -102,4 +122,6 @@ def test_what_cannot_be_timed_is_named(tmp_path: Path, kind: str) -> None:
     }[kind]
     error = run(*names).exception
     assert isinstance(error, EdgeposeError)
-    assert {"twice": "named twice"}.get(kind, names[0].removesuffix(":int8").split("/")[-1]) in str(error)
+    assert {"twice": "named twice"}.get(
+        kind, names[0].removesuffix(":int8").removeprefix("torch:").split("/")[-1]
+    ) in str(error)

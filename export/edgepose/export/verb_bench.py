@@ -1,11 +1,13 @@
-"""`edgepose bench`: graphs against each other, timed in turns."""
+"""`edgepose bench`: graphs, and PyTorch, against each other, timed in turns."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -17,7 +19,9 @@ from edgepose.runtime.backend import CPU_VIEWS, Array
 from edgepose.runtime.backend_onnxruntime import OnnxRuntimeBackend
 from edgepose.runtime.bench import Timing, alternate
 from edgepose.runtime.bundle import Bundle
-from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.errors import EdgeposeError, require
+
+TORCH = "torch:"
 
 
 @click.command()
@@ -30,13 +34,17 @@ def bench(graphs: tuple[str, ...], rounds: int, batch: int, threads: int, as_jso
     """Time GRAPHS in turns on ONNX Runtime's CPU, the first one being the measure of the others.
 
     A graph is an ONNX file, or a bundle's precision: BUNDLE:fp32, BUNDLE:int8; of a bundle of several graphs
-    BUNDLE:coarse:fp32. Every round runs all of them, so the ratios hold on a busy machine too.
+    BUNDLE:coarse:fp32. torch:MODEL is that model in PyTorch, op by op, with random weights. Every round runs
+    all of them, so the ratios hold on a busy machine too.
     """
     if len(set(graphs)) < len(graphs):
         raise EdgeposeError("a graph is named twice; name each one once")
     with ExitStack() as stack:
-        candidates = {}
+        candidates: dict[str, Callable[[], object]] = {}
         for name in graphs:
+            if name.startswith(TORCH):
+                candidates[name] = eager(name.removeprefix(TORCH), batch, threads)
+                continue
             backend = stack.enter_context(OnnxRuntimeBackend(graph_file(name), threads))
             candidates[name] = partial(backend.run, _feeds(backend, batch))
         timings = alternate(candidates, rounds)
@@ -47,6 +55,23 @@ def bench(graphs: tuple[str, ...], rounds: int, batch: int, threads: int, as_jso
         )
     else:
         Console(width=100).print(_table(timings))
+
+
+def eager(model: str, batch: int, threads: int) -> Callable[[], object]:
+    """One run of the network `model` in PyTorch, for pictures or crops of noise.
+
+    Raises EdgeposeError when there is no such model, MissingLibrary on a board, which has no PyTorch.
+    """
+    torch = require("torch")
+    from edgepose.training.models import build  # it needs torch, which the graphs do without
+
+    network: Any = build(model).eval()
+    width, height = network.config.size
+    images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+    if threads:
+        torch.set_num_threads(threads)
+    without_gradients: Callable[[], object] = torch.no_grad()(partial(network, images))
+    return without_gradients
 
 
 def _feeds(backend: OnnxRuntimeBackend, batch: int) -> dict[str, Array]:
