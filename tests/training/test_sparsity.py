@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from edgepose.training.models.sparsity import follows_2_4, is_sparse, keep, mask
 from edgepose.training.models.weights import read_weights
 from edgepose.training.recipe import open_recipe
 from edgepose.training.run import train_and_score
+from edgepose.training.sections import Recipe
 
 SHAPES = st.tuples(
     st.integers(1, 3), st.integers(1, 3).map(lambda n: 4 * n), st.integers(1, 2), st.integers(1, 2)
@@ -77,7 +79,7 @@ def test_which_layers_are_to_follow() -> None:
 
 @pytest.mark.parametrize("name", ["qrpose_smoke", "sharpose_smoke"])
 def test_training_keeps_the_mask_and_resume_is_exact(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, killed_run: Callable[[Recipe, Path, int], None]
 ) -> None:
     recipe = open_recipe(name)
     schedule = recipe.schedule.model_copy(update={"steps": 3, "checkpoint_steps": 2, "batch": 2})
@@ -94,17 +96,7 @@ def test_training_keeps_the_mask_and_resume_is_exact(
     load_published(model, tmp_path / "whole" / WEIGHTS)
     assert is_sparse(model)
 
-    learn = Trainer.learn
-
-    def dies(self: Trainer, batch: Any) -> dict[str, float]:
-        if self.step == 2:
-            raise KeyError
-        return learn(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "learn", dies)
-        with pytest.raises(KeyError):
-            train_and_score(recipe, tmp_path / "run")
+    killed_run(recipe, tmp_path / "run", 2)
     train_and_score(recipe, tmp_path / "run", resume=True)
     one, other = (read_weights(tmp_path / run / CHECKPOINT) for run in ("whole", "run"))
     assert all(torch.equal(one[key], other[key]) for key in one)

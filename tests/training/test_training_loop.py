@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,26 +72,12 @@ def test_the_same_recipe_gives_the_same_weights(name: str, whole: Path, tmp_path
     assert not same(whole / WEIGHTS, tmp_path / "other" / WEIGHTS)
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing of ours may handle it."""
-
-
 def test_resume_after_a_kill_gives_the_weights_of_an_uninterrupted_run(
-    name: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, whole: Path, tmp_path: Path, killed_run: Callable[[Recipe, Path, int], None]
 ) -> None:
     """Killed in step 5, after the checkpoint of step 4: bit for bit the same in the end."""
-    learn = Trainer.learn
-
-    def dies(self: Trainer, batch: Any) -> dict[str, float]:
-        if self.step == 5:
-            raise Killed
-        return learn(self, batch)
-
     out = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "learn", dies)
-        with pytest.raises(Killed):
-            train_and_score(smoke(name), out)
+    killed_run(smoke(name), out, 5)
     _, progress = load_checkpoint(out / CHECKPOINT)
     assert progress.step == 4
     train_and_score(smoke(name), out, resume=True)

@@ -11,12 +11,13 @@ from torch import nn
 
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.training.checkpoint import save_tensors
-from edgepose.training.loop import CHECKPOINT, WEIGHTS, Trainer
+from edgepose.training.loop import CHECKPOINT, WEIGHTS
 from edgepose.training.models import build, load_published
 from edgepose.training.models.weights import read_published, read_weights
 from edgepose.training.models.widths import WIDTHS, Widths, narrow, to_metadata, width_of
 from edgepose.training.recipe import open_recipe
 from edgepose.training.run import train_and_score
+from edgepose.training.sections import Recipe
 
 # qrpose_tiny with 24 of 32 channels in one place: who makes them, their normalisation, who reads them.
 NARROW: Widths = {"inst.0.0": (24, 64), "inst.0.1": (24,), "inst.1.0": (32, 24)}
@@ -100,7 +101,7 @@ def test_damaged_widths_are_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_a_pruned_network_is_trained_saved_and_resumed_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, killed_run: Callable[[Recipe, Path, int], None]
 ) -> None:
     """The averaged weights say their widths; a resumed run ends as one that was not stopped."""
     recipe = open_recipe("qrpose_smoke")
@@ -109,17 +110,7 @@ def test_a_pruned_network_is_trained_saved_and_resumed_as_it_is(
     recipe = recipe.model_copy(update={"schedule": schedule, "initial": str(initial)})
     train_and_score(recipe, tmp_path / "whole")
     assert load_published(build("qrpose_tiny"), tmp_path / "whole" / WEIGHTS) == NARROW
-    learn: Callable[..., dict[str, float]] = Trainer.learn
-
-    def dies(self: Trainer, batch: object) -> dict[str, float]:
-        if self.step == 2:
-            raise KeyError
-        return learn(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "learn", dies)
-        with pytest.raises(KeyError):
-            train_and_score(recipe, tmp_path / "run")
+    killed_run(recipe, tmp_path / "run", 2)
     train_and_score(recipe, tmp_path / "run", resume=True)
     one, other = (read_weights(tmp_path / name / CHECKPOINT) for name in ("whole", "run"))
     assert all(torch.equal(one[key], other[key]) for key in one)
