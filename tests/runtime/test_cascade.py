@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from told_people import COLUMNS, PLACES, PLAIN, SIDE, SPEC, Look, World, corner
 
-from edgepose.runtime.backend import Chosen
+from edgepose.runtime.backend import Array, Chosen
 from edgepose.runtime.bundle import publish
 from edgepose.runtime.poses import STAGES, Poses, boxes_of
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown import pair
 from edgepose.runtime.topdown.cascade import COARSE, FINE, FIRST, LEARNING, Cascade, Dial, Refined
 from edgepose.runtime.topdown.costs import EASING, Costs
+from edgepose.runtime.topdown.crop import Regions, prepare
 from edgepose.runtime.topdown.pair import Pair
 from edgepose.runtime.topdown.twostage import MOST, TwoStage
 
@@ -186,6 +188,34 @@ def test_a_network_that_answers_no_numbers_changes_nothing() -> None:
     result = Cascade(Pair(world.first, second, PLAIN), Dial(), lambda: world.now)(world.frame())
     assert result.broken == result.again == 2
     assert by_person(result) == {0: ("first", pytest.approx(0.3)), 1: ("first", pytest.approx(0.5))}
+
+
+class Cutter(Look):
+    """A backend that cuts people out of the frame itself, and takes no crops."""
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        raise AssertionError("it was fed crops that somebody else had cut")
+
+    def see_regions(
+        self, frame: np.ndarray, regions: Regions, feeds: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        return super().run({"images": prepare(frame, regions, SPEC), **feeds})
+
+
+def test_who_cuts_people_out_of_the_frame_makes_no_difference() -> None:
+    """More people than fit into one run, some of them looked at twice."""
+    results, runs = [], []
+    for look in (Look, Cutter):
+        world = World(np.linspace(0.1, 0.6, MOST + 7).tolist(), np.linspace(0.7, 0.9, MOST + 7).tolist())
+        second = TwoStage(look(world, COARSE), look(world, FINE), SPEC, 0.8)
+        cascade = Cascade(Pair(world.first, second, PLAIN), Dial())
+        results.append(by_person(cascade(world.frame())))
+        boxes = np.array([[*corner(person), SIDE, SIDE] for person in range(MOST + 7)], float)
+        poses = second(world.frame(), boxes, np.ones(len(boxes)))
+        runs.append((world.runs, poses.keypoints.tolist()))
+    assert results[0] == results[1]
+    assert {stage for stage, _ in results[0].values()} == {"coarse", "fine"}
+    assert runs[0] == runs[1]
 
 
 def test_a_look_refused_for_long_is_tried_again() -> None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError, HardwareError, MissingLibrary
 from edgepose.runtime.preprocess import U8, Letterbox
+from edgepose.runtime.topdown.crop import Regions
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,15 @@ class FrameBackend(Backend, Protocol):
 
     def see(self, frame: U8) -> tuple[dict[str, Array], Letterbox]:
         """Outputs by name for a (H, W, 3) BGR frame of any size, and the way back from the input's pixels."""
+        ...
+
+
+@runtime_checkable
+class CropBackend(Backend, Protocol):
+    """A backend that cuts the people out of the camera's picture itself."""
+
+    def see_regions(self, frame: U8, regions: Regions, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name for crops of a (H, W, 3) BGR frame; `feeds` are the other inputs by name."""
         ...
 
 

@@ -19,13 +19,16 @@ from onnx import TensorProto, helper
 from standin_tensorrt import WouldCrash
 from trt_surface import RELEASES
 
-from edgepose.runtime.backend import FrameBackend, choose
+from edgepose.runtime.backend import CropBackend, FrameBackend, choose
 from edgepose.runtime.backend_onnxruntime import OnnxRuntimeBackend
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError, HardwareError, MissingLibrary
 from edgepose.runtime.estimator import Estimator
+from edgepose.runtime.golden import read
 from edgepose.runtime.preprocess import prepare
 from edgepose.runtime.spec import Spec
+from edgepose.runtime.topdown import crop
+from edgepose.runtime.topdown.crop import Regions
 from edgepose.runtime.trt import engines, frames, nvrtc
 from edgepose.runtime.trt.build import Settings, build
 from edgepose.runtime.trt.cache import PLAN
@@ -47,11 +50,13 @@ GRAPHS = [library for library in MADE_BY if library == "cuda-python"]
 LIMIT = 1.5  # of 255, before normalising: the issue's own
 
 
-def mirror(path: Path, kind: int = TensorProto.FLOAT) -> Path:
-    """A graph that answers its input."""
+def mirror(path: Path, kind: int = TensorProto.FLOAT, *, told: bool = False) -> Path:
+    """A graph that answers its input; `told`: and another one."""
     value = helper.make_tensor_value_info
-    ends = [value(name, kind, ["n", 3, 64, 96]) for name in ("images", "seen")]
-    graph = helper.make_graph([helper.make_node("Identity", ["images"], ["seen"])], "g", ends[:1], ends[1:])
+    pairs = [("images", "seen", ["n", 3, 64, 96]), ("whom", "heard", ["n", 5])][: 1 + told]
+    ends = [[value(pair[end], kind, pair[2]) for pair in pairs] for end in (0, 1)]
+    nodes = [helper.make_node("Identity", [pair[0]], [pair[1]]) for pair in pairs]
+    graph = helper.make_graph(nodes, "g", *ends)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, path)
     return path
@@ -61,9 +66,11 @@ def mirror(path: Path, kind: int = TensorProto.FLOAT) -> Path:
 def looking(tmp_path: Path):
     """An engine that answers what the kernel prepared for it."""
 
-    def opened(gpu: Any, *, kind: int = TensorProto.FLOAT, library: str = MADE_BY[0]) -> FrameEngine:
-        graph = mirror(tmp_path / f"{kind}.onnx", kind)
-        plan = build(graph, attempts("fp32", typings())[0], Settings()).plan
+    def opened(
+        gpu: Any, *, kind: int = TensorProto.FLOAT, library: str = MADE_BY[0], told: bool = False
+    ) -> FrameEngine:
+        graph = mirror(tmp_path / f"{kind}.onnx", kind, told=told)
+        plan = build(graph, attempts("fp32", typings())[0], Settings((1, 2, 4) if told else (1, 1, 1))).plan
         engine = TensorRtBackend(plan, open_cuda(library), mapped=gpu.integrated)
         return FrameEngine(engine, code(gpu.sm), SPEC)
 
@@ -138,6 +145,50 @@ def test_what_a_decoder_gives_is_shown_as_it_lies_in_memory(install, looking) ->
         rgba = cv2.cvtColor(image, cv2.COLOR_BGR2RGBA).reshape(240, -1)
         answers, _ = engine.see_planes(rgba, Source(320, 240, 1280, "RGBA"))
         assert apart(answers["seen"], prepare(image, SPEC)[0]) <= LIMIT
+
+
+def around(boxes: list[tuple[float, float, float, float]], degrees: float = 0.0) -> Regions:
+    regions = Regions.around(np.array(boxes), (SPEC.width, SPEC.height))
+    return replace(regions, degrees=np.full(len(boxes), degrees))
+
+
+@pytest.mark.parametrize("library", MADE_BY)
+@pytest.mark.parametrize("integrated", [True, False], ids=["mapped", "copied"])
+@pytest.mark.parametrize("release", ["8.6", "10.3", "11.4"])
+def test_people_of_a_frame_reach_the_engine_as_numpy_would_cut_them(
+    release: str, integrated: bool, library: str, install, looking
+) -> None:
+    """One to four of them, over the border too; what else is fed arrives with them."""
+    gpu = install(release)
+    gpu.integrated = integrated
+    people = [
+        (40.0, 30.0, 60.0, 120.0),
+        (-20.0, 10.0, 90.0, 70.0),
+        (250.0, 180.0, 80.0, 90.0),
+        (5.0, 5, 9, 9),
+    ]
+    with looking(gpu, library=library, told=True) as engine:
+        for turn, chosen in enumerate([people[:2], people, people, people[2:3]]):
+            frame, regions = picture(320 + 8 * turn, 240, seed=turn), around(chosen, 12.0 * turn)
+            whom = np.random.default_rng(turn).standard_normal((len(chosen), 5), np.float32)
+            answers = engine.see_regions(frame, regions, {"whom": whom})
+            expected = crop.prepare(frame, regions, SPEC)
+            assert apart(answers["seen"], expected) <= LIMIT
+            np.testing.assert_array_equal(answers["heard"], whom)
+    assert (gpu.blocks, gpu.pinned, gpu.has_context()) == ({}, {}, False)
+
+
+@pytest.mark.parametrize("library", GRAPHS)
+def test_people_who_move_are_part_of_the_graph(library: str, install, looking) -> None:
+    gpu = install("10.3")
+    with looking(gpu, library=library, told=True) as engine:
+        for turn, count in enumerate([3, 2, 2, 3, 3]):
+            frame, regions = picture(320, 240, seed=turn), around([(30.0 + 9 * turn, 40, 70, 90)] * count)
+            whom = np.full((count, 5), turn, np.float32)
+            answers = engine.see_regions(frame, regions, {"whom": whom})
+            assert apart(answers["seen"], crop.prepare(frame, regions, SPEC)) <= LIMIT
+            np.testing.assert_array_equal(answers["heard"], whom)
+    assert gpu.replays == 2
 
 
 def test_an_engine_that_takes_half_is_given_half(install, looking) -> None:
@@ -402,6 +453,31 @@ def test_poses_of_a_frame_are_the_cpus(bundle, install, cached) -> None:
         found, expected = (Estimator(backend, bundle.spec)(frame) for backend in (engine, cpu))
     np.testing.assert_allclose(found.keypoints, expected.keypoints, atol=0.5)
     np.testing.assert_allclose(found.scores, expected.scores, atol=5e-3)
+
+
+@pytest.mark.parametrize("graph", ["coarse", "fine"])
+def test_both_looks_cut_people_out_of_the_frame_themselves(graph: str, two_graphs, install, cached) -> None:
+    install("10.3")
+    made = Engines(two_graphs, graph, Options(Settings((1, 4, 16)), root=cached))
+    backend, _ = made.exactly("fp32")
+    backend.close()
+    made.keep_default("fp32", {})
+    frame, regions = picture(64, 48), Regions.around(np.array([[8.0, 8, 20, 30], [30, 2, 9, 40]]), (4, 4))
+    crops = crop.prepare(frame, regions, two_graphs.spec)
+    with (
+        choose(two_graphs, "default", graph, 1, "auto").backend as engine,
+        choose(two_graphs, "fp32", graph, 1, "cpu").backend as cpu,
+    ):
+        assert isinstance(engine, CropBackend)
+        assert not isinstance(cpu, CropBackend)
+        known = read(two_graphs).known(two_graphs.spec)
+        others = {
+            name: np.concatenate([one[name] for one in known]) for name in engine.inputs if name != "images"
+        }
+        found = engine.see_regions(frame, regions, others)
+        expected = cpu.run({"images": crops, **others})
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, atol=48 * LIMIT / 255 / 0.2)  # sums of 48 values
 
 
 def test_engines_for_too_few_people_are_not_taken_for_a_crowd(two_graphs, install, cached) -> None:

@@ -148,7 +148,7 @@ RUN_MUTANTS = {
         "execute_async_v3(self._stream)",
         "execute_async_v2([], self._stream)",
     ),
-    "shape never set": ("run", "self._set_shape(name, array.shape)", "pass"),
+    "shape never set": ("_fed", "self._set_shape(name, array.shape)", "pass"),
     "the wrong type": ("_tensor", "np.dtype(numpy_type(type_name))", "np.dtype(np.float16)"),
 }
 

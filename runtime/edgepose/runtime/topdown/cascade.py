@@ -13,7 +13,7 @@ from edgepose.runtime.oks import suppress
 from edgepose.runtime.poses import F32, STAGES, Poses
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.topdown.costs import Costs
-from edgepose.runtime.topdown.crop import F64, Regions, prepare
+from edgepose.runtime.topdown.crop import F64, Crops, Regions
 from edgepose.runtime.topdown.pair import Pair
 from edgepose.runtime.topdown.people import boxes_around
 from edgepose.runtime.topdown.score import poses
@@ -167,7 +167,7 @@ class Cascade:
         """
         start = self._clock()
         regions = Regions.around(boxes, (self._second.spec.width, self._second.spec.height))
-        crops = prepare(frame, regions, self._second.spec)
+        crops = Crops(frame, regions, self._second.spec)
         glance = self._second.glance(crops)
         glanced = self._clock()
         rows = again(glance.quality)

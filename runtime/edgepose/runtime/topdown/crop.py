@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -57,6 +58,10 @@ class Regions:
     def __len__(self) -> int:
         return len(self.degrees)
 
+    def __getitem__(self, rows: npt.NDArray[np.integer] | slice) -> Regions:
+        """Those of these places."""
+        return Regions(self.centres[rows], self.sides[rows], self.degrees[rows])
+
     def matrices(self, size: tuple[int, int]) -> F64:
         """(B, 2, 3) maps of frame pixels to the pixels of a crop of `size` (width, height)."""
         turn = np.radians(self.degrees)
@@ -102,6 +107,20 @@ def visible(boxes: F64, size: tuple[int, int]) -> tuple[F64, npt.NDArray[np.int6
     left = np.concatenate([low, high - low], 1)
     kept = np.flatnonzero((left[:, 2:] > 0).all(1))
     return left[kept], kept
+
+
+@dataclass(frozen=True, eq=False)
+class Crops:
+    """People of one BGR frame (H, W, 3), as a network sees them: cut when somebody asks, and only then."""
+
+    frame: U8
+    regions: Regions
+    spec: Spec
+
+    @cached_property
+    def images(self) -> F32:
+        """(B, 3, height, width) network input."""
+        return prepare(self.frame, self.regions, self.spec)
 
 
 def prepare(frame: U8, regions: Regions, spec: Spec) -> F32:

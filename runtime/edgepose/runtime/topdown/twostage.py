@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from edgepose.runtime.backend import Array, Backend
+from edgepose.runtime.backend import Array, Backend, CropBackend
 from edgepose.runtime.poses import F32, Poses
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.spec import Spec
-from edgepose.runtime.topdown.crop import F64, Regions, prepare, visible
+from edgepose.runtime.topdown.crop import F64, Crops, Regions, visible
 from edgepose.runtime.topdown.score import each_once, poses
 
 GRAPHS = ("coarse", "fine")
@@ -57,18 +57,22 @@ class TwoStage:
         """
         found, kept = visible(boxes, (frame.shape[1], frame.shape[0]))
         regions = Regions.around(found, (self.spec.width, self.spec.height))
-        heatmaps = self.look(prepare(frame, regions, self.spec)).heatmaps
+        parts = [Crops(frame, regions[part], self.spec) for part in _parts(len(regions))]
+        heatmaps = self._all(parts).heatmaps
         scores = np.asarray(box_scores, np.float64)[kept]
         return each_once(poses(heatmaps, regions, scores), regions, self.spec.joints())
 
     def look(self, crops: F32) -> Seen:
         """Normalised crops (B, 3, height, width) -> what both looks see of them, MOST of them at a time."""
-        parts = [self._look(part) for part in _parts(crops)]
+        return self._all([crops[part] for part in _parts(len(crops))])
+
+    def _all(self, crops: Sequence[F32 | Crops]) -> Seen:
+        parts = [self._look(part) for part in crops]
         shape = (0, len(self.spec.joints()), self.spec.height // 4, self.spec.width // 4)
         nobody = Seen(np.zeros(shape, np.float32), np.zeros(0, np.float32), np.zeros(0, np.bool_))
         return Seen(*(np.concatenate(column) for column in zip(nobody, *parts, strict=True)))
 
-    def _look(self, crops: F32) -> Seen:
+    def _look(self, crops: F32 | Crops) -> Seen:
         glance = self.glance(crops)
         refined = glance.quality < self.limit
         rows = np.flatnonzero(refined)
@@ -76,21 +80,31 @@ class TwoStage:
             glance.heatmaps[rows] = self.look_again(crops, glance, rows)
         return Seen(glance.heatmaps, glance.quality, refined)
 
-    def glance(self, crops: F32) -> Glance:
-        """The first look at normalised crops (B, 3, height, width), at most MOST."""
-        first = self._coarse.run({"images": crops})
+    def glance(self, crops: F32 | Crops) -> Glance:
+        """The first look at normalised crops (B, 3, height, width), or people of a frame, at most MOST."""
+        first = _asked(self._coarse, crops, slice(None), {})
         context = {name: first[name] for name in CONTEXT}
         return Glance(_float(first["coarse_heatmaps"]), _float(first[QUALITY]), context)
 
-    def look_again(self, crops: F32, glance: Glance, rows: Rows) -> F32:
+    def look_again(self, crops: F32 | Crops, glance: Glance, rows: Rows) -> F32:
         """The second look, at the crops [rows] of a glance -> their heatmaps (len(rows), K, h, w)."""
         context = {name: values[rows] for name, values in glance.context.items()}
-        return _float(self._fine.run({"images": crops[rows], **context})["heatmaps"])
+        return _float(_asked(self._fine, crops, rows, context)["heatmaps"])
 
 
-def _parts(crops: F32) -> Iterator[F32]:
-    for start in range(0, len(crops), MOST):
-        yield crops[start : start + MOST]
+def _asked(
+    backend: Backend, crops: F32 | Crops, rows: Rows | slice, feeds: Mapping[str, Array]
+) -> dict[str, Array]:
+    """What the backend answers to the crops [rows], which it cuts itself if it can."""
+    if not isinstance(crops, Crops):
+        return backend.run({"images": crops[rows], **feeds})
+    if isinstance(backend, CropBackend):
+        return backend.see_regions(crops.frame, crops.regions[rows], feeds)
+    return backend.run({"images": crops.images[rows], **feeds})
+
+
+def _parts(count: int) -> list[slice]:
+    return [slice(start, start + MOST) for start in range(0, count, MOST)]
 
 
 def _float(array: Array) -> F32:

@@ -15,7 +15,9 @@ from edgepose.runtime.agreement import Array, Difference, largest
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.golden import INPUT, apart, limit, read
+from edgepose.runtime.preprocess import U8
 from edgepose.runtime.spec import Spec
+from edgepose.runtime.topdown.crop import Regions
 from edgepose.runtime.topdown.twostage import MOST
 from edgepose.runtime.trt.board import Board, require_board
 from edgepose.runtime.trt.build import BuildFailed, Built, Settings, build
@@ -119,14 +121,13 @@ class Engines:
     def seeing(self, backend: TensorRtBackend, precision: str) -> Opened:
         """The engine with the kernel that prepares its pictures, where there is one and it does so rightly.
 
-        Else it is said why pictures are prepared on the CPU. Networks that are shown crops have none.
+        Else it is said why pictures are prepared on the CPU.
         """
-        spec = self._bundle.spec
-        if spec.resize != "letterbox" or self.settings.batches[0] > 1:
+        if self.settings.batches[0] > 1:
             return backend
         try:
-            seeing = FrameEngine(backend, compiled(SOURCE.read_bytes(), self.board.sm), spec)
-            _require_sight(seeing, self._bundle, ANSWERS[precision])
+            seeing = FrameEngine(backend, compiled(SOURCE.read_bytes(), self.board.sm), self._bundle.spec)
+            _require_sight(seeing, self._bundle, f"{self._graph}.{ANSWERS[precision]}")
         except DeviceLost:
             backend.close()
             raise
@@ -311,15 +312,25 @@ def reproduce(
 def _require_sight(seeing: FrameEngine, bundle: Bundle, view: str) -> None:
     """Raises NotReproduced when the engine answers what the kernel prepared as no golden picture."""
     spec, golden = bundle.spec, read(bundle)
-    fed = [seeing.run({INPUT: known[INPUT]}) for known in golden.known(spec)]
-    seen = [seeing.see(frame)[0] for frame in golden.frames]
-    furthest, allowed = apart(fed, seen, spec), limit(f"{spec.graphs[0]}.{view}", spec)
+    fed, seen = [], []
+    for frame, known in zip(golden.frames, golden.known(spec), strict=True):
+        others = {name: known[name] for name in seeing.inputs if name != INPUT}
+        fed.append(seeing.run({INPUT: known[INPUT], **others}))
+        is_crop = spec.resize == "crop"
+        seen.append(seeing.see_regions(frame, _whole(frame), others) if is_crop else seeing.see(frame)[0])
+    furthest, allowed = apart(fed, seen, spec), limit(view, spec)
     if not furthest.within(allowed):
         seeing.release()
         raise NotReproduced(
             f"the kernel prepares the golden pictures wrongly: answers are {_figures(furthest)} away, "
             f"allowed are {_figures(allowed)}"
         )
+
+
+def _whole(frame: U8) -> Regions:
+    """The region whose crop, of the frame's own size, is the frame."""
+    size = np.array([[frame.shape[1] - 1.0, frame.shape[0] - 1.0]])
+    return Regions(size / 2, size, np.zeros(1))
 
 
 def _figures(difference: Difference) -> str:

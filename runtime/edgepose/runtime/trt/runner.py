@@ -166,28 +166,40 @@ class TensorRtBackend:
         """
         with self.owned():
             self._require_inputs(feeds.keys())
-            for name, array in feeds.items():
-                tensor = self._inputs[name]
-                if array.dtype != tensor.dtype:
-                    raise EdgeposeError(f"{name}: the engine takes {tensor.dtype}, given was {array.dtype}")
-                self._set_shape(name, array.shape)
-                tensor.host(array.shape)[...] = array
+            return self._run(*self._fed(feeds))
 
-            def upload() -> None:
-                for name, array in feeds.items():
-                    self.cuda.upload(self._inputs[name].buffer, array.nbytes, self._stream)
-
-            return self._run(upload, tuple((name, array.shape) for name, array in feeds.items()))
-
-    def run_written(self, name: str, shape: Shape, write: Write, work: Hashable) -> dict[str, Array]:
-        """As `run`, of an engine whose only input `write` queues the making of, on the device.
+    def run_written(
+        self, name: str, shape: Shape, write: Write, work: Hashable, feeds: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """As `run`, but `write` queues the making of the input `name` on the device; `feeds` are the others.
 
         Writes of equal `work` must queue the same: what is recorded is not asked again. Inside `owned`.
         """
-        self._require_inputs({name})
+        self._require_inputs({name, *feeds})
         self._set_shape(name, shape)
         place = Place(self._inputs[name].buffer.address, self._inputs[name].dtype, self._stream)
-        return self._run(lambda: write(place), (shape, work))
+        upload, fed = self._fed(feeds)
+
+        def fill() -> None:
+            write(place)
+            upload()
+
+        return self._run(fill, (shape, work, fed))
+
+    def _fed(self, feeds: Mapping[str, Array]) -> tuple[Callable[[], None], Hashable]:
+        """Lays the feeds into host memory -> what queues their upload, and what tells such uploads apart."""
+        for name, array in feeds.items():
+            tensor = self._inputs[name]
+            if array.dtype != tensor.dtype:
+                raise EdgeposeError(f"{name}: the engine takes {tensor.dtype}, given was {array.dtype}")
+            self._set_shape(name, array.shape)
+            tensor.host(array.shape)[...] = array
+
+        def upload() -> None:
+            for name, array in feeds.items():
+                self.cuda.upload(self._inputs[name].buffer, array.nbytes, self._stream)
+
+        return upload, tuple((name, array.shape) for name, array in feeds.items())
 
     @contextmanager
     def owned(self) -> Iterator[None]:
