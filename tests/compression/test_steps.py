@@ -30,7 +30,7 @@ WHOLE = {
     "prune": {"data": "synthetic:count=2,seed=3", "max_ap_loss": 10},
     "tune": {"recipe": "qrpose_smoke", "max_ap_loss": 3},
     "quantize": {"data": "synthetic:count=40,seed=11", "count": 16, "options": ["--keep-float=kpt"]},
-    "qat": {"recipe": "qrpose_smoke", "steps": 2},
+    "qat": {"recipe": "qrpose_tiny", "steps": 2},
 }
 
 
@@ -110,7 +110,7 @@ def test_the_steps_follow_one_another_and_end_in_one_ledger(
     assert compressing.startswith(
         f"compress {out}/tuned-bundle --calibration {out}/calibration {tuned} --keep"
     )
-    assert f"qat {out}/compressed --recipe qrpose_smoke --steps 2 {tuned}" in verbs.lines[-3]
+    assert f"qat {out}/compressed --recipe qrpose_tiny --steps 2 {tuned}" in verbs.lines[-3]
     assert stages(out) == ["float", "pruned", "fine-tuned", "INT8", "INT8, trained on"]
     assert "fine-tuned" in capsys.readouterr().out
 
@@ -212,6 +212,14 @@ def test_other_recipes_and_other_things_are_not_overwritten(
             "key 'prune.speed': Input should be gre",
         ),
         ("model: x\ndata: y\nqat: {recipe: z}", "qat trains what quantize makes; add the section quantize"),
+        (
+            "model: qrpose_edge\ndata: y\ntune: {recipe: qrpose_smoke}",
+            "qrpose_smoke: trains qrpose_tiny; choose",
+        ),
+        (
+            "model: qrpose_tiny\ndata: y\nquantize: {data: z}\nqat: {recipe: qrpose_smoke}",
+            "qrpose_smoke: has no pictures to be scored on; give it data.validation",
+        ),
         ("", "key ''"),
     ],
 )

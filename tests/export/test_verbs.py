@@ -411,8 +411,11 @@ def test_qat_resumes_to_the_same_weights(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("qrpose_tiny", "qrpose_edge"), "the recipe trains qrpose_edge and has validation pictures"),
-        ((', validation: "synthetic:count=2,seed=6"', ""), "has validation pictures None"),
+        (("qrpose_tiny", "qrpose_edge"), "the recipe: trains qrpose_edge; choose a recipe of qrpose_tiny"),
+        (
+            (', validation: "synthetic:count=2,seed=6"', ""),
+            "the recipe: has no pictures to be scored on",
+        ),
     ],
 )
 def test_qat_refuses_another_recipe(

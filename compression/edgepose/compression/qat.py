@@ -23,6 +23,7 @@ from edgepose.training.families import course_of
 from edgepose.training.families.course import Batch, Course, Group
 from edgepose.training.loop import CHECKPOINT, RECIPE, Trainer
 from edgepose.training.models.weights import read_weights
+from edgepose.training.recipe import require_fits
 from edgepose.training.sections import Recipe, Teacher
 
 BEST, JUDGED = "best.safetensors", "judged.json"
@@ -99,18 +100,14 @@ def learn(
     processes but the first None. Raises EdgeposeError as `edgepose train` does, for a recipe of another model
     and for one without validation pictures.
     """
-    if recipe.model != found.spec.model or recipe.data.validation is None:
-        raise EdgeposeError(
-            f"the recipe trains {recipe.model} and has validation pictures {recipe.data.validation}; "
-            f"choose one of {found.spec.model} that has some"
-        )
+    require_fits(recipe, found.spec.model, "the recipe", scored=True)
     if not resume and (out / CHECKPOINT).exists():
         raise EdgeposeError(f"{out}: holds a training run already; add --resume, or choose another --out")
     fresh = partial(learning_form, found, model)
     trainer = Trainer(recipe, out, lambda given, rank: QuantizedCourse(course_of(given, rank), fresh))
     if resume:
         trainer.resume()
-    judge = Judge(trainer.course, open_dataset(recipe.data.validation), out)
+    judge = Judge(trainer.course, open_dataset(str(recipe.data.validation)), out)
     if trainer.first:
         out.mkdir(parents=True, exist_ok=True)
         recipe.save(out / RECIPE)

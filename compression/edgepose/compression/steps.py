@@ -24,7 +24,7 @@ from rich.console import Console
 from edgepose.calibration.ledger import Gates, Ledger, Row, table
 from edgepose.runtime.drafts import draft_file, write_json
 from edgepose.runtime.errors import EdgeposeError, GateFailed
-from edgepose.training.recipe import open_recipe
+from edgepose.training.recipe import open_recipe, require_fits
 from edgepose.training.sections import Section
 
 log = logging.getLogger(__name__)
@@ -101,6 +101,10 @@ def open_steps(path: Path) -> Recipe:
         raise EdgeposeError(f"{path}: key {key!r}: {first['msg']}") from error
     if recipe.qat is not None and recipe.quantize is None:
         raise EdgeposeError(f"{path}: qat trains what quantize makes; add the section quantize")
+    # Else they would be found wrong after all the steps before them.
+    for step in (recipe.tune, recipe.qat):
+        if step is not None:
+            require_fits(open_recipe(step.recipe), recipe.model, step.recipe, scored=step is recipe.qat)
     return recipe
 
 
