@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +48,7 @@ _standins()
 if "board_standins" in sys.modules:
     _module = sys.modules["board_standins"]
     graphs, bundle, labelled, install = _module.graphs, _module.bundle, _module.labelled, _module.install
+    two_graphs = _module.two_graphs
 
 
 def _real(request: pytest.FixtureRequest) -> Bundle:
@@ -89,3 +90,14 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     small: Bundle = request.getfixturevalue("bundle")
     pictures = str(request.getfixturevalue("labelled"))
     return Place(small, tmp_path / "engines", "pycuda", pictures, (1, 2, 4))
+
+
+@pytest.fixture
+def place_of_crops(place: Place, request: pytest.FixtureRequest) -> Place:
+    """The same with a network that is shown people one by one."""
+    if place.bundle.spec.resize == "crop":
+        return place
+    if request.node.callspec.params["place"] in LIBRARIES:
+        pytest.skip("this network is shown whole pictures")
+    small: Bundle = request.getfixturevalue("two_graphs")
+    return replace(place, bundle=small, batches=batches_for(small.spec))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edgepose.runtime.agreement import Array
-from edgepose.runtime.backend import CPU_VIEWS, FrameBackend, choose
+from edgepose.runtime.backend import CPU_VIEWS, CropBackend, FrameBackend, choose
 from edgepose.runtime.backend_onnxruntime import OnnxRuntimeBackend
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.cli import edgepose, guarded
@@ -22,6 +22,8 @@ from edgepose.runtime.decode import DECODERS
 from edgepose.runtime.estimator import Estimator
 from edgepose.runtime.golden import apart, limit, read
 from edgepose.runtime.preprocess import prepare
+from edgepose.runtime.topdown import crop
+from edgepose.runtime.topdown.crop import Regions
 from edgepose.runtime.trt.build import Settings
 from edgepose.runtime.trt.cuda import open_cuda
 from edgepose.runtime.trt.engines import Engines, Options
@@ -131,7 +133,7 @@ def test_a_damaged_timing_cache_is_no_hindrance(place, tmp_path: Path) -> None:
 def test_the_kernel_prepares_pictures_as_the_cpu_does(size: tuple[int, int], place) -> None:
     spec = place.bundle.spec
     if spec.resize != "letterbox":
-        pytest.skip("this network is shown crops, which are cut on the CPU")
+        pytest.skip("this network is shown crops: see the next test")
     made = engines(place, spec.graphs[0])
     backend, _ = made.exactly("fp32")
     assert backend is not None
@@ -145,6 +147,26 @@ def test_the_kernel_prepares_pictures_as_the_cpu_does(size: tuple[int, int], pla
     assert box == expected_box
     allowed = limit(f"{spec.graphs[0]}.fp16", spec)  # a pixel may be 1.5 of 255 away
     assert apart([expected], [answers], spec).within(allowed)
+
+
+def test_the_kernel_cuts_people_as_the_cpu_does(place_of_crops) -> None:
+    """Three of them, one over the border, for each look; what else a look reads is a golden picture's."""
+    place = place_of_crops
+    spec, size = place.bundle.spec, (place.bundle.spec.width, place.bundle.spec.height)
+    frame = picture(640, 480)
+    regions = Regions.around(np.array([[40.0, 60, 90, 200], [-30, 100, 120, 150], [400, 20, 60, 90]]), size)
+    for graph in spec.graphs:
+        made = engines(place, graph)
+        backend, _ = made.exactly("fp32")
+        assert backend is not None
+        with made.seeing(backend, "fp32") as seeing:
+            assert isinstance(seeing, CropBackend), "the kernel was not trusted; see the log"
+            others = feeds(place, backend, len(regions))
+            others.pop("images")
+            for _ in range(3):
+                answers = seeing.see_regions(frame, regions, others)
+            expected = seeing.run({"images": crop.prepare(frame, regions, spec), **others})
+        assert apart([expected], [answers], spec).within(limit(f"{graph}.fp16", spec))
 
 
 def test_a_stream_gets_an_engine_whose_poses_are_the_cpus(place) -> None:

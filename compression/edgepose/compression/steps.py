@@ -150,7 +150,7 @@ class Run:
     def _tune(self, step: Tune) -> None:
         teacher = {"weights": self.recipe.weights or "shipped"}
         initial = self.weights[1] if self.weights else "shipped"
-        plan = _recipe_from(step.recipe) | {"initial": initial, "teacher": teacher}
+        plan = open_recipe(step.recipe).model_dump(mode="json") | {"initial": initial, "teacher": teacher}
         with draft_file(self.out / "tune.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(plan, sort_keys=False), encoding="utf-8")
         self._learn("tuned", "result.json", "train", self.out / "tune.yaml")
@@ -239,11 +239,6 @@ def _show(ledger: Ledger, as_json: bool) -> None:
         print(json.dumps(ledger.to_dict(), indent=1))
     else:
         Console(file=sys.stdout, width=100).print(table(ledger))
-
-
-def _recipe_from(name: str) -> dict[str, Any]:
-    """A training recipe, file or shipped, as its keys."""
-    return open_recipe(name).model_dump(mode="json")
 
 
 def _edgepose(*words: object, may_fail: bool = False) -> None:

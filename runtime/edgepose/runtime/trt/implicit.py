@@ -168,7 +168,7 @@ class _Shown:
         try:
             given = next(self._feeds, None)
             return None if given is None else self._show(given)
-        except Exception as error:
+        except Exception as error:  # `problem` is raised when TensorRT's frames are behind us
             self.problem = error
             return None
 

@@ -45,9 +45,7 @@ def bilinear(features: Tensor, positions: Tensor) -> Tensor:
     H, W = features.shape[-2:]
     x, y = positions[..., 0].clamp(0, W - 1), positions[..., 1].clamp(0, H - 1)  # (B, P, K)
     left, above = x.detach().floor(), y.detach().floor()
-    if (
-        not torch.onnx.is_in_onnx_export()
-    ):  # what is no number has no place, but reaches the loss by `ax`, `ay`
+    if not torch.onnx.is_in_onnx_export():  # what is no number has no place, but stays in `ax`, `ay`
         left, above = left.nan_to_num(), above.nan_to_num()
     right, below = (left + 1).clamp(max=W - 1), (above + 1).clamp(max=H - 1)
     # int32, because a half-precision y*W + x is wrong for most pixels (specs/qrpose.md section 8)
