@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from edgepose.calibration.sample import Person
-from edgepose.export.streamcheck import must_be_found, score_stream
+from edgepose.export.demo import Streamed
+from edgepose.export.report import stream_sentence
+from edgepose.export.streamcheck import StreamScore, must_be_found, score_stream
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.poses import Poses, boxes_of
 from edgepose.runtime.skeleton import COCO17
@@ -64,3 +66,8 @@ def test_far_off_poses_do_not_count() -> None:
 def test_a_stream_without_anybody_says_so() -> None:
     with pytest.raises(EdgeposeError, match="stream for longer"):
         _ = score_stream([(0, Poses.empty())], lambda _: [], HEIGHT, COCO17).share
+
+
+def test_one_person_missed_is_not_told_as_everybody() -> None:
+    streamed = Streamed([], [], StreamScore(150, 274, 273), {})
+    assert "273 (99.6%) came out" in stream_sentence(streamed)

@@ -55,7 +55,7 @@ def failures(outcome: Outcome) -> list[str]:
     failed = outcome.ledger.verdict()
     if score.share < STREAM_GATE:
         failed.append(
-            f"stream: {score.share:.0%} of {score.people} people found, {STREAM_GATE:.0%} are asked for"
+            f"stream: {score.share:.1%} of {score.people} people found, {STREAM_GATE:.0%} are asked for"
         )
     return failed
 
@@ -66,7 +66,7 @@ def stream_sentence(streamed: Streamed) -> str:
     return (
         f"A GStreamer RTSP client read {len(streamed.frames)} frames, {paired} with their poses; of "
         f"{score.people} unoccluded people taller than a quarter of the picture, {score.found} "
-        f"({score.share:.0%}) came out with an OKS of {GOOD_OKS} or more."
+        f"({score.share:.1%}) came out with an OKS of {GOOD_OKS} or more."
     )
 
 
