@@ -312,6 +312,39 @@ def test_chosen_pixels_hold_all_positives_and_no_pixel_twice() -> None:
     assert (share[targets.owner.gather(1, pixels) >= 0] == 1).all()
 
 
+def test_in_a_crowd_all_positives_are_chosen_and_hard_background_too() -> None:
+    """One left out would learn that it is background."""
+    centres = torch.tensor([[x, y] for y in (16.0, 48.0, 80.0) for x in (16.0, 48.0, 80.0)])
+    nine = centres[None, :, None] + torch.randn(1, 9, K, 2)
+    targets = assign(people(nine), GRID)
+    assert int((targets.owner >= 0).sum()) == 81
+    coarse = torch.randn(1, SIDE, SIDE)
+    pixels, share, _ = chooser(targets, 112, 0).choose(coarse)
+    assert set((targets.owner[0] >= 0).nonzero()[:, 0].tolist()) <= set(pixels[0].tolist())
+    background = torch.where(targets.owner >= 0, -torch.inf, coarse.flatten(1))
+    assert set(background[0].topk(10).indices.tolist()) <= set(pixels[0].tolist())
+    assert float(share.sum()) == pytest.approx(SIDE**2)
+
+
+def test_hinted_poses_take_no_weight_from_the_background() -> None:
+    """The score's background counts by the people, as in section 6, however many hints there are."""
+    targets = assign(somebody(), GRID)
+    raw = raw_of(targets)
+    wrong = torch.where(targets.owner >= 0, 10.0, 0.0)  # right on people, whose poses are perfect
+    alone = Loss()(raw._replace(logits=wrong), targets, GRID, 0.0)["score"]
+    again = torch.topk((targets.owner >= 0).float(), 9, 1).indices
+    hinted = raw._replace(
+        pixels=torch.cat([raw.pixels, again], 1),
+        share=torch.ones(2, SIDE**2 + 9),
+        hinted=9,
+        logits=torch.cat([wrong, torch.full((2, 9), 10.0)], 1),
+        offsets=torch.cat([raw.offsets, raw.offsets[torch.arange(2)[:, None], again]], 1),
+        coarse_offsets=torch.cat([raw.offsets, raw.offsets[torch.arange(2)[:, None], again]], 1),
+        confidence=torch.zeros(2, SIDE**2 + 9, K),
+    )
+    assert float(Loss()(hinted, targets, GRID, 0.0)["score"]) == pytest.approx(float(alone), rel=1e-4)
+
+
 def test_chosen_pixels_stand_for_all() -> None:
     """What is summed over them is, in the mean of many choices, the sum over the whole map."""
     targets = assign(somebody(count=1), GRID)

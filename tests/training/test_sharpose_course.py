@@ -83,8 +83,8 @@ def test_only_matrices_that_map_tokens_decay() -> None:
 
 
 def test_muon_learns_the_matrices_inside() -> None:
-    """q, k and v, which one weight holds, are three of them; tokens, tables and heads are none."""
-    plan = course(**{"layer_decay: 0.5": "muon: 4.0"})
+    """q, k and v, which one weight holds, are three; what the blocks are fed with, and heads, are none."""
+    plan = course(**{"layer_decay: 0.5": "muon: 4.0, muon_decay: 0.7"})
     model = plan.fresh_model()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = {names[id(p)]: group for group in plan.groups(model) for p in group["params"]}
@@ -93,10 +93,12 @@ def test_muon_learns_the_matrices_inside() -> None:
         for i in range(4)
         for part, count in (("attn.qkv", 3), ("attn.proj", 1), ("mlp.fc1", 1), ("mlp.fc2", 1))
     }
-    others = ("patch_embed.proj", "reuse_block.1.fc1", "reuse_block.1.fc2")
+    others = ("reuse_block.1.fc1", "reuse_block.1.fc2")
     inside = {f"backbone.{name}.weight": count for name, count in (blocks | dict.fromkeys(others, 1)).items()}
     assert {name: group["orthogonal"] for name, group in groups.items() if group["orthogonal"]} == inside
-    assert {group["scale"] for name, group in groups.items() if name in inside} == {4.0}
+    assert {(group["scale"], group["weight_decay"]) for name, group in groups.items() if name in inside} == {
+        (4.0, 0.7)
+    }
     assert {group["scale"] for name, group in groups.items() if name not in inside} == {1.0}
 
 

@@ -145,6 +145,28 @@ def test_the_area_grows_with_the_square_of_the_scale() -> None:
     assert warp(spotted(0), matrix, False, (0, 0, 0), 64).area[0] == pytest.approx(400 * 2.25)
 
 
+def test_the_area_is_what_the_picture_shows() -> None:
+    """As a labeller counts it; the whole person's would make a far-off pose look right."""
+    half = warp(spotted(0), np.array([[1.0, 0, 32], [0, 1.0, 0]]), False, (0, 0, 0), 64)
+    assert half.boxes[0].tolist() == [52, 20, 63.5, 44]
+    assert half.area[0] == pytest.approx(400 * 11.5 / 24)
+    away = warp(spotted(0), np.array([[1.0, 0, 60], [0, 1.0, 0]]), False, (0, 0, 0), 64)
+    assert away.area[0] == 0
+
+
+def test_boxes_move_with_their_pixels() -> None:
+    """Mirrored, a square of white pixels still ends where its box does."""
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[10:30, 5:25] = 255
+    person = Person(np.full((17, 2), 15, np.float32), np.full(17, 2, np.uint8), (5, 10, 20, 20), 400.0)
+    mirror = np.array([[-1.0, 0, 63], [0, 1.0, 0]])
+    fitted = fit(image, (person,), SPEC)
+    for picture in (fitted, warp(fitted, mirror, True, (0, 0, 0), 64)):
+        y, x = np.nonzero(picture.image[..., 0])
+        edges = [x.min() - 0.5, y.min() - 0.5, x.max() + 0.5, y.max() + 0.5]
+        assert picture.boxes[0].tolist() == edges
+
+
 def test_joints_that_leave_the_picture_are_not_labelled() -> None:
     away = warp(spotted(0), np.array([[1.0, 0, 60], [0, 1.0, 0]]), False, (0, 0, 0), 64)
     assert not away.labelled.any()
@@ -159,7 +181,7 @@ def test_a_sample_is_letterboxed_as_a_camera_frame_is() -> None:
         picture.joints[..., 0], 31.5
     )
     assert picture.area[0] == pytest.approx(5000 * 0.32**2)
-    assert np.allclose(picture.boxes[0], [15.66, -0.34, 47.66, 31.66], atol=0.01)
+    assert np.allclose(picture.boxes[0], [15.5, -0.5, 47.5, 31.5], atol=0.01)
     assert fit(np.zeros((50, 50, 3), np.uint8), (), SPEC).joints.shape == (0, 17, 2)
 
 

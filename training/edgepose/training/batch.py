@@ -7,13 +7,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# COCO counts boxes, and QueryPose everything, from a pixel's corner; joints are counted from its centre.
+CORNER = 0.5
+
 
 class People(NamedTuple):
-    """Labelled people in pixels of the network input; P is the most people in one picture."""
+    """Labelled people in pixels of the network input, counted from the first one's centre.
+
+    P is the most people in one picture.
+    """
 
     joints: Tensor  # (B, P, K, 2)
     labelled: Tensor  # (B, P, K) bool, in the picture and with v > 0
-    area: Tensor  # (B, P) input px²
+    area: Tensor  # (B, P) input px², of what the picture shows
     boxes: Tensor  # (B, P, 4) x0, y0, x1, y1
     valid: Tensor  # (B, P) bool, to be found
     ignored: Tensor  # (B, P) bool: crowds, tiny people, people without labels; neither right nor wrong

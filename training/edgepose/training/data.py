@@ -19,7 +19,7 @@ from edgepose.runtime.poses import F32
 from edgepose.runtime.preprocess import U8, letterbox, pad_colour
 from edgepose.runtime.skeleton import COCO17
 from edgepose.runtime.spec import Spec
-from edgepose.training.batch import Batch, People
+from edgepose.training.batch import CORNER, Batch, People
 from edgepose.training.models import family_of
 from edgepose.training.order import index_at, loader, open_share, random_at, read_all
 from edgepose.training.sections import Augment, PictureRecipe
@@ -35,9 +35,9 @@ class Picture:
     """One square picture of the network's size with its P people, in its own pixels."""
 
     image: U8  # (S, S, 3) BGR
-    joints: F32  # (P, K, 2)
+    joints: F32  # (P, K, 2), as the boxes, from the centre of the first pixel
     labelled: Bools  # (P, K)
-    area: F32  # (P,) px²
+    area: F32  # (P,) px², of what the picture shows
     boxes: F32  # (P, 4) x0, y0, x1, y1
     crowd: Bools  # (P,)
     ids: tuple[int, ...] = ()  # of the pictures of the data set that it is made of
@@ -54,7 +54,7 @@ def fit(image: U8, people: Sequence[Person], spec: Spec) -> Picture:
     shape = (len(people), len(COCO17), 2)
     joints = np.array([p.keypoints for p in people], np.float32).reshape(shape)
     boxes = np.array([p.box for p in people], np.float32).reshape(-1, 4)
-    corners = np.stack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+    corners = np.stack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1) - CORNER
     return Picture(
         canvas,
         box.to_input(joints),
@@ -105,14 +105,13 @@ def warp(picture: Picture, matrix: Matrix, mirrored: bool, pad: tuple[int, int, 
     order = list(COCO17.mirror) if mirrored else list(range(len(COCO17)))
     joints = _apply(matrix, picture.joints[:, order])
     inside = ((joints > -0.5) & (joints < side - 0.5)).all(-1)
-    x0, y0, x1, y1 = picture.boxes.T
-    corners = _apply(matrix, np.stack([np.stack(p, -1) for p in ((x0, y0), (x1, y0), (x0, y1), (x1, y1))], 1))
+    boxes, shown = _turned(picture.boxes, matrix, side)
     return Picture(
         np.asarray(image, np.uint8),
         joints,
         picture.labelled[:, order] & inside,
-        picture.area * np.float32(abs(np.linalg.det(matrix[:, :2]))),
-        np.concatenate([corners.min(1), corners.max(1)], 1).clip(-0.5, side - 0.5),
+        picture.area * np.float32(abs(np.linalg.det(matrix[:, :2]))) * shown,
+        boxes,
         picture.crowd,
         picture.ids,
     )
@@ -132,6 +131,20 @@ def mosaic(tiles: Sequence[Picture]) -> Picture:
         np.concatenate([tile.crowd for tile in tiles]),
         tuple(one for tile in tiles for one in tile.ids),
     )
+
+
+def _turned(boxes: F32, matrix: Matrix, side: int) -> tuple[F32, F32]:
+    """Boxes (P, 4) around the mapped ones, cut off at the picture's edges, and what share of each is left."""
+    x0, y0, x1, y1 = boxes.T
+    corners = _apply(matrix, np.stack([np.stack(p, -1) for p in ((x0, y0), (x1, y0), (x0, y1), (x1, y1))], 1))
+    whole = np.concatenate([corners.min(1), corners.max(1)], 1)
+    cut = whole.clip(-CORNER, side - CORNER)
+    return cut, _sizes(cut) / np.maximum(_sizes(whole), np.float32(1e-6))
+
+
+def _sizes(boxes: F32) -> F32:
+    """(P,) px²."""
+    return np.asarray((boxes[:, 2:] - boxes[:, :2]).prod(1), np.float32)
 
 
 def _apply(matrix: Matrix, points: F32) -> F32:

@@ -49,6 +49,9 @@ class MuonSchedule(Schedule):
     """Of a family that knows which of its parameters are matrices inside the network."""
 
     muon: NonNegative = 0.0  # their rate by `optimizer.Muon`, in learning rates; 0: AdamW for all
+    # Their weight decay. In front of a normalisation it alone says how far a step turns a kernel, in the end:
+    # by sqrt(2 * rate * decay / 39) of its length, for a momentum of 0.95.
+    muon_decay: NonNegative = 1.0
 
 
 class Teacher(Section):

@@ -18,7 +18,7 @@ from edgepose.training.evaluation import score_model
 from edgepose.training.families.course import Course, Group
 from edgepose.training.models import build, load_backbone
 from edgepose.training.models.qrpose.losses import Loss, Weights
-from edgepose.training.models.qrpose.network import Choice, Look, QrPose, Raw
+from edgepose.training.models.qrpose.network import Choice, QrPose, Raw
 from edgepose.training.models.qrpose.targets import Chooser, assign
 from edgepose.training.models.qrpose.taught import taught
 from edgepose.training.sections import Fraction, MuonSchedule, NonNegative, PictureRecipe, Section
@@ -61,15 +61,13 @@ class QrPoseRecipe(PictureRecipe):
 
 
 def matrices_of(model: QrPose) -> dict[nn.Parameter, int]:
-    """The kernels inside the network, and of how many matrices each is made: one for a group of channels.
+    """The kernels in front of a normalisation, and of how many matrices each is made: one for a group.
 
-    Layers that say something to the outside, such as a score or an offset, learn by AdamW.
+    Their length does not matter, so decay alone decides how far a step turns them. Those with a bias, which
+    nothing normalises, learn by AdamW: what they say to the outside, or add to a sum, has a scale.
     """
-    looks = (cast(Look, look).off for look in model.looks)
-    last = {model.score0, model.score, model.heatmap, model.off1, model.conf, *looks}
-    layers = (layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer not in last)
-    kernels = ((cast(nn.Parameter, layer.weight), layer.groups) for layer in layers)
-    return {kernel: groups for kernel, groups in kernels if kernel[0].numel() > 1}
+    layers = (layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer.bias is None)
+    return {cast(nn.Parameter, layer.weight): layer.groups for layer in layers}
 
 
 class QrPoseCourse(Course[QrPoseRecipe, Batch]):
@@ -105,7 +103,7 @@ class QrPoseCourse(Course[QrPoseRecipe, Batch]):
                 matrices,
                 Group(
                     params=[],
-                    weight_decay=schedule.weight_decay,
+                    weight_decay=schedule.muon_decay if matrices else schedule.weight_decay,
                     scale=schedule.muon if matrices else 1.0,
                     orthogonal=matrices,
                 ),
@@ -123,7 +121,7 @@ class QrPoseCourse(Course[QrPoseRecipe, Batch]):
         recipe, grid = self.recipe, cast(Tensor, wrapped.grid)
         people = People(*(value.to(grid.device) for value in batch.people))
         targets = assign(people, grid, recipe.loss.radius)
-        count, hints = recipe.head_pixels, recipe.hint_pixels
+        count, hints = recipe.head_pixels, recipe.hint_pixels if recipe.network.kqe else 0
         choose = Chooser(targets, grid, count, hints, torch.default_generator).choose if count else None
         images = normalised(batch.images.to(grid.device), self.spec.mean, self.spec.std)
         raw = cast(Raw, wrapped(images, choose))

@@ -38,8 +38,9 @@ BLOCK = "backbone.blocks."
 # Weight decay would pull these towards 0, where there is nothing to be learnt: they are places and names. The
 # quality predictor has no gradient before its loss joins, by when decay alone would have made it vanish.
 UNDECAYED = (*FIRST[1:], "backbone.quality_predictor.")
-# The matrices inside, which `optimizer.Muon` may learn.
-INSIDE = (FIRST[0], BLOCK, "backbone.reuse_block.")
+# The matrices inside, which `optimizer.Muon` may learn. The patches' embedding is none: nothing
+# normalises it, and steps of equal length in all directions made it drown the places and the joints' names.
+INSIDE = (BLOCK, "backbone.reuse_block.")
 
 
 class Network(Section):
@@ -123,11 +124,12 @@ class SharPoseCourse(Course[SharPoseRecipe, CropBatch]):
             layer = layer_of(name, self._config.depth)
             decays = parameter.ndim > 1 and not name.startswith(UNDECAYED)
             matrices = matrices_of(name, parameter) if schedule.muon else 0
+            decay = schedule.muon_decay if matrices else schedule.weight_decay
             group = groups.setdefault(
                 (layer, decays, matrices),
                 Group(
                     params=[],
-                    weight_decay=schedule.weight_decay if decays else 0.0,
+                    weight_decay=decay if decays else 0.0,
                     scale=schedule.layer_decay ** (last - layer) * (schedule.muon if matrices else 1.0),
                     orthogonal=matrices,
                 ),

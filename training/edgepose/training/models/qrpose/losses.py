@@ -123,15 +123,19 @@ class Loss:
         here = label.gather(1, raw.pixels)
         if self.target == "oks":  # a hinted pose is scored by its own quality
             here[positives.slots] = quality
-        seen = raw.share * weight.gather(1, raw.pixels)
         poses, people = max(1, len(own)), max(1, int(own.sum()))
+        hinted = max(1, int((~own).sum()))
+        # Differs: hinted poses are one more term, a mean of its own; the spec's map knows none of them.
+        shares = torch.full_like(raw.share, 1 / people)
+        shares[:, shares.shape[1] - raw.hinted :] = 1 / hinted
+        seen = raw.share * shares * weight.gather(1, raw.pixels)
         joints = positives.labelled.sum().clamp(min=1)
         own_joints = positives.labelled[own].sum().clamp(min=1)
         far, coarse_far = positives.distance(positives.poses), positives.distance(positives.coarse_poses)
         size = (raw.coarse.shape[2], raw.coarse.shape[1])
         heat = quality_focal(raw.heatmaps, heatmaps(targets, size), torch.ones(()))
         return {
-            "score": w.score * quality_focal(raw.logits, here, seen) / poses,
+            "score": w.score * quality_focal(raw.logits, here, seen),
             "coarse_score": w.coarse_score * quality_focal(raw.coarse.flatten(1), label, weight) / people,
             "offset": w.offset * far.sum() / joints,
             "coarse_offset": w.offset * w.coarse * coarse_far[own].sum() / own_joints,

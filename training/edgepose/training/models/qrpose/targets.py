@@ -110,22 +110,24 @@ class Chooser:
 
     targets: Targets
     grid: Tensor  # (H*W, 2)
-    count: int  # pixels a picture without hints
+    count: int  # pixels a picture without hints, or more where people crowd
     hinted: int  # more of them with hints
     generator: torch.Generator
 
     def choose(self, coarse: Tensor) -> Choice:
         """From coarse logits (B, H, W)."""
         logits, owner = coarse.flatten(1), self.targets.owner
-        likely = self.count // 2
-        others = self.count - likely
+        half = self.count // 2
+        # However many there are: one left out would learn that it is background.
+        likely = max(half, int((owner >= 0).sum(1).max()) + half // 4)
+        others = self.count - half
         first = torch.where(owner >= 0, torch.inf, logits).topk(likely, 1).indices
         random = self._random(logits)
         rest = random.scatter(1, first, -1.0).topk(others, 1).indices
         again = torch.where(owner >= 0, 1 + random, random).topk(self.hinted, 1).indices
         pixels = torch.cat([first, rest, again], 1)
         share = torch.ones_like(pixels, dtype=logits.dtype)
-        share[:, likely : self.count] = (logits.shape[1] - likely) / others
+        share[:, likely : likely + others] = (logits.shape[1] - likely) / others
         return Choice(pixels, share, self._hints(again))
 
     def _hints(self, pixels: Tensor) -> Tensor:

@@ -6,10 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from edgepose.training.batch import People
-
-# QueryPose counts from a pixel's corner, annotations from its centre: the authors add this, too (section 9).
-CORNER = 0.5
+from edgepose.training.batch import CORNER, People
 
 
 class Targets(NamedTuple):
@@ -22,5 +19,8 @@ class Targets(NamedTuple):
 
 
 def targets_of(people: People) -> Targets:
-    """Crowds, and whoever else is to be ignored, count as background: as in the authors' training."""
-    return Targets(people.boxes, people.joints + CORNER, people.labelled, people.valid)
+    """Crowds, and whoever else is to be ignored, count as background: as in the authors' training.
+
+    Joints are moved to the corner's frame as they do it (section 9).
+    """
+    return Targets(people.boxes + CORNER, people.joints + CORNER, people.labelled, people.valid)
