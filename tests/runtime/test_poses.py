@@ -47,6 +47,16 @@ def test_choosing_people() -> None:
     assert boxes_of(Poses.empty().keypoints).shape == (0, 4)
 
 
+def test_a_person_is_finite_when_all_their_numbers_are() -> None:
+    rng = np.random.default_rng(0)
+    keypoints = rng.uniform(0, 200, (5, 17, 2)).astype(np.float32)
+    sure, scores = rng.uniform(0, 1, (5, 17)).astype(np.float32), np.ones(5, np.float32)
+    keypoints[0, 3, 1], sure[1, 16], scores[2], scores[3] = np.inf, np.nan, np.nan, np.inf
+    poses = Poses(keypoints, sure, scores, boxes_of(keypoints))
+    assert poses.finite().tolist() == [False, False, False, False, True]
+    assert Poses.empty().finite().shape == (0,)
+
+
 def test_the_overlay_draws_on_the_joints_and_nowhere_else() -> None:
     keypoints = np.random.default_rng(0).uniform(60, 200, (1, 17, 2)).astype(np.float32)
     poses = Poses(keypoints, np.ones((1, 17), np.float32), np.ones(1, np.float32), boxes_of(keypoints))

@@ -400,6 +400,32 @@ def test_what_breaks_in_a_thread_is_raised_by_wait() -> None:
         stream.wait(5)
 
 
+@pytest.mark.parametrize("fault", [np.nan, np.inf])
+def test_a_pose_that_is_no_numbers_costs_its_person_and_nothing_else(
+    fault: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of two people in each frame, the second one of the third and fourth answers is none."""
+    lines: list[str] = []
+    answers = itertools.count(1)
+
+    def estimate(image: U8) -> Poses:
+        known = truth(number_of(image))
+        poses = Poses(*(np.concatenate([values, values]) for values in known.arrays()))
+        if next(answers) in (3, 4):
+            poses.keypoints[1, 5] = fault
+        return poses
+
+    opened = lambda: contextlib.nullcontext(estimate)  # noqa: E731
+    with Stream(settings("sync"), feeder(), opened, lines.append) as stream:
+        assert len(read_rtsp(stream.url, 10)) == 10
+    people = [len(json.loads(line)["people"]) for line in lines]
+    assert people == [2, 2, 1, 1] + [2] * (len(people) - 4)
+    assert stream.summary().broken == 2
+    assert [record.message for record in caplog.records if "no numbers" in record.message] == [
+        "a pose that is no numbers: its person is left out, and counted in the summary"
+    ]
+
+
 def test_a_network_that_does_not_load_stops_the_start() -> None:
     @contextlib.contextmanager
     def refused() -> Iterator[Callable[[U8], Poses]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
+
+import numpy as np
 
 from edgepose.runtime.errors import EdgeposeError, HardwareError
 from edgepose.runtime.overlay import draw
@@ -25,6 +28,7 @@ from edgepose.runtime.stream.rtsp import Hub, Server
 from edgepose.runtime.stream.source import Frame, Source, SourceLostError
 from edgepose.runtime.stream.supervise import Listener, Patience, Supervisor
 
+log = logging.getLogger(__name__)
 _POLL_S = 0.1
 _JOIN_S = 0.6  # for each of three threads at the end: with the rest it stays under 3 s
 _APART_NS = 1_000_000  # between two pictures; a tick of RTP's 90 kHz clock is 11,111 ns
@@ -240,7 +244,7 @@ class Stream:
                     return
 
     def _estimate(self, estimate: Estimate, frame: Frame, seq: int) -> None:
-        poses = estimate(frame.image).above(self._settings.threshold)
+        poses = self._whole(estimate(frame.image).above(self._settings.threshold))
         stamp = self._stamp(frame.clock_ns, frame.index, seq)
         self._shown = poses
         self._tally.frames_estimated += 1
@@ -250,6 +254,15 @@ class Stream:
         if self._settings.overlay == "sync":
             self._show(frame, poses)
         self._on_line(line)
+
+    def _whole(self, poses: Poses) -> Poses:
+        """Without the people whose pose is no numbers, which neither JSON nor a picture can hold."""
+        finite = poses.finite()
+        broken = len(poses) - int(np.count_nonzero(finite))
+        if broken and not self._tally.broken:
+            log.warning("a pose that is no numbers: its person is left out, and counted in the summary")
+        self._tally.broken += broken
+        return poses[finite]
 
     def _stamp(self, clock_ns: int, index: int | None, seq: int) -> Stamp:
         age_ns = time.monotonic_ns() - clock_ns
@@ -291,6 +304,7 @@ class Stream:
             pose_latency_p95_ms=tally.pose_ms.percentile(95),
             clients=self._server.players if self._server else 0,
             losses=self._supervisor.losses,
+            broken=tally.broken,
             lines_dropped=lines_dropped,
             encoder=self._codec.element if self._codec else "none",
         )

@@ -196,9 +196,7 @@ def _read(glance: Glance, again: Rows, regions: Regions) -> Poses:
     stages = np.full(len(regions), COARSE, np.uint8)
     stages[again] = FINE
     seen = poses(glance.heatmaps, regions, glance.quality)
-    numbers = (seen.keypoints.reshape(len(regions), -1), seen.keypoint_scores, glance.quality[:, None])
-    whole = np.isfinite(np.concatenate(numbers, 1)).all(1)
-    scores = np.where(whole, glance.quality, np.nan).astype(np.float32)
+    scores = np.where(seen.finite(), glance.quality, np.nan).astype(np.float32)
     return replace(seen, keypoint_scores=seen.keypoint_scores.clip(0, 1), scores=scores, stages=stages)
 
 
