@@ -27,7 +27,7 @@ from edgepose.runtime.stream.client import ReceivedFrame, read_rtsp
 from edgepose.runtime.stream.grammar import Camera, File, Login, Network, parse_endpoint
 from edgepose.runtime.stream.lines import people_of
 from edgepose.runtime.stream.session import Input, Settings, Stream
-from edgepose.runtime.stream.source import Feeder, Frame
+from edgepose.runtime.stream.source import Feeder, Frame, SourceEndedError, SourceLostError
 from edgepose.runtime.stream.supervise import Patience
 
 pytest.importorskip("gi", reason="GStreamer's Python bindings come from the distribution (python3-gi)")
@@ -240,6 +240,24 @@ def test_once_ends_after_the_last_frame_of_a_file(movie: Path, tmp_path: Path) -
     assert values[-1]["frame"] == 2 * FPS - 1
     assert (values[-1]["w"], values[-1]["h"]) == (160, 120)
     assert stream.summary().frames_out == len(lines)
+
+
+class Torn(Feeder):
+    """A file that cannot be read beyond its tenth frame."""
+
+    def read(self, timeout_s: float) -> Frame | None:
+        try:
+            return super().read(timeout_s)
+        except SourceEndedError as end:
+            raise SourceLostError("the data are broken") from end
+
+
+def test_once_ends_with_a_sentence_where_a_file_breaks_off() -> None:
+    source = Input("torn.mp4", lambda: Torn("torn.mp4", numbered, FPS, 10), once=True)
+    said = r"torn\.mp4: it breaks off \(the data are broken\); give a video file that plays to its end"
+    with Stream(settings(), source, knowing()) as stream, pytest.raises(EdgeposeError, match=said) as caught:
+        stream.wait(5)
+    assert caught.value.exit_code == 2
 
 
 def test_the_frame_rate_can_be_limited() -> None:

@@ -165,14 +165,17 @@ class Stream:
         try:
             self._supervisor.run()
         except SourceLostError as lost:
-            if self._source.is_hardware:
-                raise HardwareError(
-                    f"{self._source.name}: no picture from it ({lost}); check it and start again"
-                ) from lost
-            raise EdgeposeError(
-                f"{self._source.name}: no picture in it ({lost}); give a video file that plays"
-            ) from lost
+            raise self._end_of_source(lost) from lost
         self._drain()
+
+    def _end_of_source(self, lost: SourceLostError) -> EdgeposeError:
+        """What to tell the user about a loss that nothing mends."""
+        name = self._source.name
+        if self._source.is_hardware:
+            return HardwareError(f"{name}: no picture from it ({lost}); check it and start again")
+        if self._tally.frames_in:
+            return EdgeposeError(f"{name}: it breaks off ({lost}); give a video file that plays to its end")
+        return EdgeposeError(f"{name}: no picture in it ({lost}); give a video file that plays")
 
     def _drain(self) -> None:
         """The last frames go through network and encoder before the stream counts as ended."""
