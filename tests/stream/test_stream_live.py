@@ -22,7 +22,7 @@ from stream_standins import knowing, number_of, numbered, truth
 from edgepose.runtime.errors import EdgeposeError, HardwareError
 from edgepose.runtime.poses import Poses
 from edgepose.runtime.preprocess import U8
-from edgepose.runtime.stream import capture, gst
+from edgepose.runtime.stream import capture, gst, session
 from edgepose.runtime.stream.client import ReceivedFrame, read_rtsp
 from edgepose.runtime.stream.grammar import Camera, File, Login, Network, parse_endpoint
 from edgepose.runtime.stream.lines import people_of
@@ -452,6 +452,22 @@ def test_a_network_that_does_not_load_stops_the_start() -> None:
 
     with pytest.raises(EdgeposeError, match="no such precision"):
         Stream(settings(), feeder(), refused).__enter__()
+
+
+def test_a_stop_during_the_start_does_not_wait_for_the_encoders_to_be_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session, "choose", lambda: time.sleep(5))
+    opened = lambda: pytest.fail("the network was loaded after the stop")  # noqa: E731
+    stream = Stream(settings(), feeder(), opened)
+    threading.Timer(0.2, stream.request_stop).start()
+    start_s = time.monotonic()
+    stream.__enter__()
+    assert time.monotonic() - start_s < 1
+    stream.close()
+    assert time.monotonic() - start_s < 3
+    stream.wait()  # nothing went wrong
+    assert stream.summary().encoder == "none"
 
 
 def test_closing_does_not_wait_for_a_long_inference() -> None:

@@ -88,7 +88,7 @@ class Stream:
         self._stop = threading.Event()  # the threads leave
         self._done = threading.Event()  # `wait` returns
         self._asked = False  # set by a signal handler, which may not touch an Event's lock
-        self._loaded, self._streaming = threading.Event(), threading.Event()
+        self._chosen, self._loaded, self._streaming = (threading.Event() for _ in range(3))
         self._failure: BaseException | None = None
         self._threads: dict[str, threading.Thread] = {}
         self._server: Server | None = None
@@ -107,11 +107,10 @@ class Stream:
     def __enter__(self) -> Stream:
         try:
             self._server = Server(self._settings.endpoint, self._hub)  # first: a port in use is quickly said
-            self._codec = choose()
-            self._start("estimate", self._run_estimator)
-            self._await(self._loaded)  # before the camera: its frames should find somebody who reads them
-            self._start("capture", self._run_capture)
-            self._await(self._streaming)
+            self._start("choose", self._choose, self._chosen)
+            # Before the camera: its frames should find somebody who reads them.
+            self._start("estimate", self._run_estimator, self._loaded)
+            self._start("capture", self._run_capture, self._streaming)
             self._server.serve()
         except BaseException:
             self.close()
@@ -139,16 +138,20 @@ class Stream:
             self._done.wait(_POLL_S if end_s is None else min(_POLL_S, max(0.0, end_s - time.monotonic())))
         self._raise_failure()
 
-    def _await(self, event: threading.Event) -> None:
-        while not event.is_set() and not self.is_done:
-            event.wait(_POLL_S)
-        self._raise_failure()
-
     def _raise_failure(self) -> None:
         if self._failure:
             raise self._failure
 
-    def _start(self, name: str, work: Callable[[], None]) -> None:
+    def _start(self, name: str, work: Callable[[], None], ready: threading.Event) -> None:
+        """Begin `work` and wait until it is `ready` or the stream done; nothing begins in one that is."""
+        if self.is_done:
+            return
+        self._begin(name, work)
+        while not ready.is_set() and not self.is_done:
+            ready.wait(_POLL_S)
+        self._raise_failure()
+
+    def _begin(self, name: str, work: Callable[[], None]) -> None:
         self._threads[name] = threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
         self._threads[name].start()
 
@@ -158,6 +161,10 @@ class Stream:
         except BaseException as error:  # raised again in the thread that waits
             self._failure = self._failure or error
             self._done.set()
+
+    def _choose(self) -> None:
+        self._codec = choose()  # in a thread: a driver without its chip may take 20 s to say so
+        self._chosen.set()
 
     # The capture thread.
 
@@ -217,7 +224,7 @@ class Stream:
         self._tally.first_ns = first.clock_ns
         self._hub.wants_key = encoder.force_key
         self._encoder = encoder
-        self._start("encode", lambda: encoder.run(self._stop))
+        self._begin("encode", lambda: encoder.run(self._stop))
         self._streaming.set()
 
     def _on_silence(self) -> None:
