@@ -71,7 +71,7 @@ class Summary:
     clients: int  # that asked to play
     losses: int  # times the source was lost
     broken: int  # people left out, because their pose is no numbers
-    lines_dropped: int  # pose lines that a slow reader did not take
+    lines_dropped: int  # pose lines that their reader did not take
     encoder: str
     refined: RefinedPeople | None = None  # with a second model
 
@@ -96,7 +96,7 @@ class Summary:
         if self.broken:
             parts.append(f"people left out, their pose no numbers: {self.broken}")
         if self.lines_dropped:
-            parts.append(f"pose lines dropped for a slow reader: {self.lines_dropped}")
+            parts.append(f"pose lines that their reader did not take: {self.lines_dropped}")
         return "; ".join(parts)
 
 
