@@ -20,6 +20,7 @@ from edgepose.runtime.topdown import pair
 from edgepose.runtime.topdown.cascade import COARSE, FINE, FIRST, LEARNING, Cascade, Dial, Refined
 from edgepose.runtime.topdown.costs import EASING, Costs
 from edgepose.runtime.topdown.crop import Regions, prepare
+from edgepose.runtime.topdown.heatmaps import decode
 from edgepose.runtime.topdown.pair import Pair
 from edgepose.runtime.topdown.twostage import MOST, TwoStage
 
@@ -137,6 +138,26 @@ def test_two_poses_of_one_person_become_one() -> None:
     refined = world.cascade("always")(frame)
     assert refined.looked == 2
     assert refined.poses.scores.tolist() == pytest.approx([0.9])
+
+
+def test_a_joint_that_lies_far_off_takes_no_neighbour_away() -> None:
+    """A map that is no hill: the step from its largest pixel ends thousands of pixels away."""
+    maps = np.random.default_rng(0).uniform(0, 0.01, (1, 400, 24, 24)).astype(np.float32)
+    flat = maps[0, np.abs(decode(maps)[0][0]).max(1).argmax()]
+    world = World([0.5, 0.4, 0.3], [0.9, 0.8, 0.7])
+    look = Look(world, FINE)
+    run = look.run
+
+    def unsure(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        heatmaps = run(feeds)["heatmaps"]
+        heatmaps[world.runs[-1][1].index(0), 3] = flat
+        return {"heatmaps": heatmaps}
+
+    look.run = unsure  # type: ignore[method-assign]
+    second = TwoStage(Look(world, COARSE), look, SPEC, 0.8)
+    result = Cascade(Pair(world.first, second, PLAIN), Dial("always"), lambda: world.now)(world.frame())
+    assert np.abs(result.poses.keypoints[0, 3]).max() > 1000
+    assert result.poses.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
 
 
 @pytest.mark.parametrize("policy", ["auto", "always"])

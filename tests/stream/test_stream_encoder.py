@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -38,6 +41,19 @@ def test_hardware_is_tried_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(gst, "has_element", lambda name: True)
     with pytest.raises(HardwareError, match="tried nvv4l2h264enc"):
         choose((BY_NAME["nvv4l2h264enc"],))
+
+
+def test_a_driver_that_hangs_does_not_keep_the_process_that_tries_it() -> None:
+    """Who asked may have been stopped meanwhile."""
+    code = (
+        "import time; from edgepose.runtime.stream import encoder\n"
+        "encoder._PROBE_S, encoder.works = 0.5, lambda codec: time.sleep(30)\n"
+        "encoder._answer('x264enc')"
+    )
+    start_s = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == -signal.SIGALRM
+    assert time.monotonic() - start_s < 15
 
 
 @pytest.mark.parametrize("element", ["x264enc", "openh264enc"])

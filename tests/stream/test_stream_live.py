@@ -22,12 +22,12 @@ from stream_standins import knowing, number_of, numbered, truth
 from edgepose.runtime.errors import EdgeposeError, HardwareError
 from edgepose.runtime.poses import Poses
 from edgepose.runtime.preprocess import U8
-from edgepose.runtime.stream import capture, gst
+from edgepose.runtime.stream import capture, gst, session
 from edgepose.runtime.stream.client import ReceivedFrame, read_rtsp
 from edgepose.runtime.stream.grammar import Camera, File, Login, Network, parse_endpoint
 from edgepose.runtime.stream.lines import people_of
 from edgepose.runtime.stream.session import Input, Settings, Stream
-from edgepose.runtime.stream.source import Feeder, Frame
+from edgepose.runtime.stream.source import Feeder, Frame, SourceEndedError, SourceLostError
 from edgepose.runtime.stream.supervise import Patience
 
 pytest.importorskip("gi", reason="GStreamer's Python bindings come from the distribution (python3-gi)")
@@ -242,6 +242,24 @@ def test_once_ends_after_the_last_frame_of_a_file(movie: Path, tmp_path: Path) -
     assert stream.summary().frames_out == len(lines)
 
 
+class Torn(Feeder):
+    """A file that cannot be read beyond its tenth frame."""
+
+    def read(self, timeout_s: float) -> Frame | None:
+        try:
+            return super().read(timeout_s)
+        except SourceEndedError as end:
+            raise SourceLostError("the data are broken") from end
+
+
+def test_once_ends_with_a_sentence_where_a_file_breaks_off() -> None:
+    source = Input("torn.mp4", lambda: Torn("torn.mp4", numbered, FPS, 10), once=True)
+    said = r"torn\.mp4: it breaks off \(the data are broken\); give a video file that plays to its end"
+    with Stream(settings(), source, knowing()) as stream, pytest.raises(EdgeposeError, match=said) as caught:
+        stream.wait(5)
+    assert caught.value.exit_code == 2
+
+
 def test_the_frame_rate_can_be_limited() -> None:
     with Stream(settings(fps=10), feeder(), knowing()) as stream:
         stream.wait(2.0)
@@ -400,6 +418,32 @@ def test_what_breaks_in_a_thread_is_raised_by_wait() -> None:
         stream.wait(5)
 
 
+@pytest.mark.parametrize("fault", [np.nan, np.inf])
+def test_a_pose_that_is_no_numbers_costs_its_person_and_nothing_else(
+    fault: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of two people in each frame, the second one of the third and fourth answers is none."""
+    lines: list[str] = []
+    answers = itertools.count(1)
+
+    def estimate(image: U8) -> Poses:
+        known = truth(number_of(image))
+        poses = Poses(*(np.concatenate([values, values]) for values in known.arrays()))
+        if next(answers) in (3, 4):
+            poses.keypoints[1, 5] = fault
+        return poses
+
+    opened = lambda: contextlib.nullcontext(estimate)  # noqa: E731
+    with Stream(settings("sync"), feeder(), opened, lines.append) as stream:
+        assert len(read_rtsp(stream.url, 10)) == 10
+    people = [len(json.loads(line)["people"]) for line in lines]
+    assert people == [2, 2, 1, 1] + [2] * (len(people) - 4)
+    assert stream.summary().broken == 2
+    assert [record.message for record in caplog.records if "no numbers" in record.message] == [
+        "a pose that is no numbers: its person is left out, and counted in the summary"
+    ]
+
+
 def test_a_network_that_does_not_load_stops_the_start() -> None:
     @contextlib.contextmanager
     def refused() -> Iterator[Callable[[U8], Poses]]:
@@ -408,6 +452,22 @@ def test_a_network_that_does_not_load_stops_the_start() -> None:
 
     with pytest.raises(EdgeposeError, match="no such precision"):
         Stream(settings(), feeder(), refused).__enter__()
+
+
+def test_a_stop_during_the_start_does_not_wait_for_the_encoders_to_be_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session, "choose", lambda: time.sleep(5))
+    opened = lambda: pytest.fail("the network was loaded after the stop")  # noqa: E731
+    stream = Stream(settings(), feeder(), opened)
+    threading.Timer(0.2, stream.request_stop).start()
+    start_s = time.monotonic()
+    stream.__enter__()
+    assert time.monotonic() - start_s < 1
+    stream.close()
+    assert time.monotonic() - start_s < 3
+    stream.wait()  # nothing went wrong
+    assert stream.summary().encoder == "none"
 
 
 def test_closing_does_not_wait_for_a_long_inference() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -48,6 +49,33 @@ def test_a_reader_that_does_not_read_costs_lines_and_no_time(tmp_path: Path) -> 
         assert outlet.dropped <= 3000 - len(numbers)
     finally:
         os.close(reader)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_line_that_could_not_be_written_counts_and_the_reason_is_known_at_the_end() -> None:
+    outlet = LineOutlet("/dev/full")
+    outlet.put("the only one")
+    outlet.close()
+    assert outlet.dropped == 1
+    assert outlet.error is not None
+    assert (outlet.error.errno, outlet.error.filename) == (errno.ENOSPC, "/dev/full")
+
+
+def test_a_disk_that_is_full_only_when_the_file_is_closed_is_said_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network's disk."""
+    outlet, close = LineOutlet(str(tmp_path / "poses.jsonl")), os.close
+
+    def full(file: int) -> None:
+        close(file)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "close", full)
+    outlet.close()
+    monkeypatch.undo()
+    assert outlet.error is not None
+    assert (outlet.error.errno, outlet.dropped) == (errno.ENOSPC, 0)
 
 
 def test_a_target_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from edgepose.runtime.preprocess import U8
+from edgepose.runtime.stream import capture, supervise
+from edgepose.runtime.stream.grammar import File
 from edgepose.runtime.stream.source import Feeder, Frame, SourceEndedError, SourceLostError
 from edgepose.runtime.stream.supervise import Listener, Patience, Supervisor
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
+SHORT = Patience(first_s=0.3, next_s=0.2)
 
 
 class Scripted:
@@ -51,13 +56,16 @@ def frozen() -> None:
 class Run:
     """A supervisor over scripted sources, stopped when the script has been played."""
 
-    def __init__(self, script: list[Scripted | SourceLostError], once: bool = False) -> None:
+    def __init__(
+        self,
+        script: list[Scripted | SourceLostError],
+        once: bool = False,
+        patience: Patience = SHORT,
+    ) -> None:
         self.opened_s: list[float] = []
         self.frames = self.silences = 0
         self._script = list(script)
-        self.supervisor = Supervisor(
-            self._open, Listener(self._frame, self._silence), Patience(first_s=0.3, next_s=0.2), once
-        )
+        self.supervisor = Supervisor(self._open, Listener(self._frame, self._silence), patience, once)
 
     def _open(self) -> Scripted:
         self.opened_s.append(time.monotonic())
@@ -116,6 +124,24 @@ def test_a_file_begins_again_at_its_end_or_stops_with_once() -> None:
     once = Run([Scripted(2, ended), Scripted(2, ended)], once=True)
     once.supervisor.run()
     assert once.frames == 2
+
+
+def test_a_loss_is_the_end_with_once() -> None:
+    run = Run([Scripted(2, lost), Scripted(2, ended)], once=True)
+    with pytest.raises(SourceLostError, match="cable pulled"):
+        run.supervisor.run()
+    assert (run.frames, len(run.opened_s), run.supervisor.losses) == (2, 1, 0)
+
+
+def test_a_still_part_of_a_file_is_played_however_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slides: a file of variable rate has no frame where nothing changes."""
+    minutes = itertools.count(step=60)
+    monkeypatch.setattr(supervise, "time", SimpleNamespace(monotonic=lambda: next(minutes)))
+    still = iter([frozen, frozen, ended])
+    source = Scripted(2, lambda: next(still)())
+    run = Run([source], once=True, patience=capture.PATIENCE[File])
+    run.supervisor.run()
+    assert (run.frames, run.supervisor.losses) == (2, 0)
 
 
 def test_a_file_without_pictures_is_no_endless_loop() -> None:

@@ -50,10 +50,13 @@ def run(*arguments: str | Path, timeout_s: float = 30) -> subprocess.CompletedPr
 
 @pytest.fixture(scope="module")
 def movie(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return film(tmp_path_factory.mktemp("movie") / "walk.mkv", 30)
+
+
+def film(path: Path, frames: int) -> Path:
     if shutil.which("ffmpeg") is None:
         pytest.skip("ffmpeg is not installed")
-    path = tmp_path_factory.mktemp("movie") / "walk.mkv"
-    raw = b"".join(numbered(index).tobytes() for index in range(30))
+    raw = b"".join(numbered(index).tobytes() for index in range(frames))
     kind = ("-f", "rawvideo", "-pix_fmt", "bgr24", "-s", "320x240", "-r", "25", "-i", "-")
     subprocess.run(["ffmpeg", "-v", "error", *kind, str(path)], input=raw, check=True, timeout=60)
     return path
@@ -320,6 +323,16 @@ def test_a_bundle_without_the_precision_says_which_it_has(movie: Path, tmp_path:
 def test_a_full_disk_ends_it_with_a_sentence(movie: Path, still_bundle: Path) -> None:
     done = run("--source", movie, "--bundle", still_bundle, "--rtsp", ":0/pose", "--poses", "/dev/full")
     assert done.returncode == 2
+    assert "/dev/full: the disk is full" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_disk_that_is_full_at_the_last_line_is_said_too(still_bundle: Path, tmp_path: Path) -> None:
+    """Nothing is written after it that could fail."""
+    still = film(tmp_path / "still.mkv", 1)
+    flags = ("--rtsp", ":0/pose", "--once", "--poses", "/dev/full")
+    done = run("--source", still, "--bundle", still_bundle, *flags)
+    assert done.returncode == 2, done.stderr
     assert "/dev/full: the disk is full" in done.stderr
 
 

@@ -11,20 +11,23 @@ from edgepose.runtime.skeleton import Skeleton
 
 LEFT, RIGHT, MIDDLE = (80, 200, 255), (255, 160, 60), (120, 230, 120)  # BGR: orange, blue, green
 _SHIFT = 4  # fractional bits of OpenCV's drawing coordinates
+_FAR = 2.0**16  # pixels: beyond every picture, and within OpenCV's integers
 
 
 def draw(frame: U8, poses: Poses, skeleton: Skeleton, joint_threshold: float = 0.3) -> None:
     """Draw limbs, joints and scores into `frame` (H, W, 3 or 4; BGR first), in place.
 
-    Joints whose confidence is below `joint_threshold` are left out.
+    Joints whose confidence is below `joint_threshold` are left out, and people who have no other.
     """
     for keypoints, confidences, score in zip(
-        poses.keypoints, poses.keypoint_scores, poses.scores, strict=True
+        poses.keypoints.clip(-_FAR, _FAR), poses.keypoint_scores, poses.scores, strict=True
     ):
-        height = float(np.ptp(keypoints[:, 1]))
-        thickness = max(1, round(height / 60))
-        points = np.clip(np.round(keypoints * (1 << _SHIFT)), -(2**20), 2**20).astype(int)
         shown = confidences >= joint_threshold
+        if not shown.any():
+            continue
+        height = min(float(np.ptp(keypoints[shown, 1])), frame.shape[0])  # one joint may lie far off
+        thickness = max(1, round(height / 60))
+        points = np.round(keypoints * (1 << _SHIFT)).astype(int)
         for a, b in skeleton.edges:
             if shown[a] and shown[b]:
                 cv2.line(
@@ -46,7 +49,7 @@ def draw(frame: U8, poses: Poses, skeleton: Skeleton, joint_threshold: float = 0
                 cv2.LINE_AA,
                 _SHIFT,
             )
-        _label(frame, keypoints, float(score))
+        _label(frame, keypoints[shown], float(score))
 
 
 def _colour(skeleton: Skeleton, a: int, b: int) -> tuple[int, int, int]:

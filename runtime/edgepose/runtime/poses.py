@@ -51,6 +51,11 @@ class Poses:
         """The chosen people, by mask, indices or slice."""
         return Poses(*(values[chosen] for values in self.arrays()))
 
+    def finite(self) -> npt.NDArray[np.bool_]:
+        """(P,) whether all numbers of a person are finite ones."""
+        joints = np.concatenate([self.keypoints, self.keypoint_scores[..., None]], 2)  # (P, K, 3)
+        return np.asarray(np.isfinite(joints).all((1, 2)) & np.isfinite(self.scores), np.bool_)
+
     def above(self, threshold: float) -> Poses:
         """The people whose expected OKS is at least `threshold`."""
         return self[self.scores >= threshold]

@@ -266,12 +266,16 @@ def _estimator(bundle: Bundle, means: _Means, refining: _Refining | None) -> Ite
 
 @contextlib.contextmanager
 def _outlet(target: str | None) -> Iterator[LineOutlet | None]:
-    outlet = LineOutlet(target) if target else None
+    if not target:
+        yield None
+        return
+    outlet = LineOutlet(target)
     try:
         yield outlet
     finally:
-        if outlet:
-            outlet.close()
+        outlet.close()
+    if outlet.error and not isinstance(outlet.error, BrokenPipeError):  # which `_run` takes for an end
+        raise outlet.error
 
 
 def _nowhere(_line: str) -> None:

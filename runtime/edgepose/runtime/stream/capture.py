@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ def name_of(spec: Camera | Network | File) -> str:
 PATIENCE = {
     Camera: Patience(first_s=5.0, next_s=2.0),
     Network: Patience(first_s=10.0, next_s=2.0),
-    File: Patience(first_s=10.0, next_s=10.0),
+    # Of variable rate it has no frame while nothing changes; where it breaks it says so.
+    File: Patience(first_s=10.0, next_s=math.inf),
 }
 
 

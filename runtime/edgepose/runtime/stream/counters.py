@@ -70,7 +70,8 @@ class Summary:
     pose_latency_p95_ms: float | None
     clients: int  # that asked to play
     losses: int  # times the source was lost
-    lines_dropped: int  # pose lines that a slow reader did not take
+    broken: int  # people left out, because their pose is no numbers
+    lines_dropped: int  # pose lines that their reader did not take
     encoder: str
     refined: RefinedPeople | None = None  # with a second model
 
@@ -92,8 +93,10 @@ class Summary:
             parts.append(self.refined.sentence())
         if self.losses:
             parts.append(f"source lost: {self.losses} times")
+        if self.broken:
+            parts.append(f"people left out, their pose no numbers: {self.broken}")
         if self.lines_dropped:
-            parts.append(f"pose lines dropped for a slow reader: {self.lines_dropped}")
+            parts.append(f"pose lines that their reader did not take: {self.lines_dropped}")
         return "; ".join(parts)
 
 
@@ -103,6 +106,7 @@ class Tally:
     def __init__(self) -> None:
         self.frames_in = 0  # capture thread
         self.frames_estimated = 0  # the network's thread
+        self.broken = 0  # people; the network's thread
         self.frames_out = 0  # encoder's thread
         self.first_ns: int | None = None  # capture time of the first frame, monotonic
         self.last_ns = 0  # when the last frame was encoded

@@ -14,7 +14,7 @@ STDOUT = "-"
 
 
 class LineOutlet:
-    """Writes whole lines in order. `dropped` counts those that the reader was too slow for.
+    """Writes whole lines in order. `dropped` counts those that their reader did not take.
 
     Not through a draft: a log is read while it grows; it has whole lines but for a full disk.
     """
@@ -22,7 +22,7 @@ class LineOutlet:
     def __init__(self, target: str) -> None:
         """`target` is a path (replaced when it exists) or `-` for standard output."""
         self.dropped = 0
-        self.error: OSError | None = None
+        self.error: OSError | None = None  # stopped the writing; that of the last line is known after `close`
         self._name = "standard output" if target == STDOUT else target
         self._file = os.dup(1) if target == STDOUT else _create(target)
         self._lines: deque[str] = deque()
@@ -52,13 +52,25 @@ class LineOutlet:
 
     def _run(self) -> None:
         try:
-            while (line := self._next()) is not None:
-                _write_all(self._file, line.encode() + b"\n")
+            self._write_lines()
         except OSError as error:
             error.filename = self._name
             self.error = error
+
+    def _write_lines(self) -> None:
+        try:
+            while (line := self._next()) is not None:
+                self._write(line)
         finally:
-            os.close(self._file)
+            os.close(self._file)  # a network's disk may be full only here
+
+    def _write(self, line: str) -> None:
+        try:
+            _write_all(self._file, line.encode() + b"\n")
+        except OSError:
+            with self._changed:
+                self.dropped += 1
+            raise
 
     def _next(self) -> str | None:
         with self._changed:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
+
+import numpy as np
 
 from edgepose.runtime.errors import EdgeposeError, HardwareError
 from edgepose.runtime.overlay import draw
@@ -25,6 +28,7 @@ from edgepose.runtime.stream.rtsp import Hub, Server
 from edgepose.runtime.stream.source import Frame, Source, SourceLostError
 from edgepose.runtime.stream.supervise import Listener, Patience, Supervisor
 
+log = logging.getLogger(__name__)
 _POLL_S = 0.1
 _JOIN_S = 0.6  # for each of three threads at the end: with the rest it stays under 3 s
 _APART_NS = 1_000_000  # between two pictures; a tick of RTP's 90 kHz clock is 11,111 ns
@@ -84,7 +88,7 @@ class Stream:
         self._stop = threading.Event()  # the threads leave
         self._done = threading.Event()  # `wait` returns
         self._asked = False  # set by a signal handler, which may not touch an Event's lock
-        self._loaded, self._streaming = threading.Event(), threading.Event()
+        self._chosen, self._loaded, self._streaming = (threading.Event() for _ in range(3))
         self._failure: BaseException | None = None
         self._threads: dict[str, threading.Thread] = {}
         self._server: Server | None = None
@@ -103,11 +107,10 @@ class Stream:
     def __enter__(self) -> Stream:
         try:
             self._server = Server(self._settings.endpoint, self._hub)  # first: a port in use is quickly said
-            self._codec = choose()
-            self._start("estimate", self._run_estimator)
-            self._await(self._loaded)  # before the camera: its frames should find somebody who reads them
-            self._start("capture", self._run_capture)
-            self._await(self._streaming)
+            self._start("choose", self._choose, self._chosen)
+            # Before the camera: its frames should find somebody who reads them.
+            self._start("estimate", self._run_estimator, self._loaded)
+            self._start("capture", self._run_capture, self._streaming)
             self._server.serve()
         except BaseException:
             self.close()
@@ -135,16 +138,20 @@ class Stream:
             self._done.wait(_POLL_S if end_s is None else min(_POLL_S, max(0.0, end_s - time.monotonic())))
         self._raise_failure()
 
-    def _await(self, event: threading.Event) -> None:
-        while not event.is_set() and not self.is_done:
-            event.wait(_POLL_S)
-        self._raise_failure()
-
     def _raise_failure(self) -> None:
         if self._failure:
             raise self._failure
 
-    def _start(self, name: str, work: Callable[[], None]) -> None:
+    def _start(self, name: str, work: Callable[[], None], ready: threading.Event) -> None:
+        """Begin `work` and wait until it is `ready` or the stream done; nothing begins in one that is."""
+        if self.is_done:
+            return
+        self._begin(name, work)
+        while not ready.is_set() and not self.is_done:
+            ready.wait(_POLL_S)
+        self._raise_failure()
+
+    def _begin(self, name: str, work: Callable[[], None]) -> None:
         self._threads[name] = threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
         self._threads[name].start()
 
@@ -155,20 +162,27 @@ class Stream:
             self._failure = self._failure or error
             self._done.set()
 
+    def _choose(self) -> None:
+        self._codec = choose()  # in a thread: a driver without its chip may take 20 s to say so
+        self._chosen.set()
+
     # The capture thread.
 
     def _run_capture(self) -> None:
         try:
             self._supervisor.run()
         except SourceLostError as lost:
-            if self._source.is_hardware:
-                raise HardwareError(
-                    f"{self._source.name}: no picture from it ({lost}); check it and start again"
-                ) from lost
-            raise EdgeposeError(
-                f"{self._source.name}: no picture in it ({lost}); give a video file that plays"
-            ) from lost
+            raise self._end_of_source(lost) from lost
         self._drain()
+
+    def _end_of_source(self, lost: SourceLostError) -> EdgeposeError:
+        """What to tell the user about a loss that nothing mends."""
+        name = self._source.name
+        if self._source.is_hardware:
+            return HardwareError(f"{name}: no picture from it ({lost}); check it and start again")
+        if self._tally.frames_in:
+            return EdgeposeError(f"{name}: it breaks off ({lost}); give a video file that plays to its end")
+        return EdgeposeError(f"{name}: no picture in it ({lost}); give a video file that plays")
 
     def _drain(self) -> None:
         """The last frames go through network and encoder before the stream counts as ended."""
@@ -210,7 +224,7 @@ class Stream:
         self._tally.first_ns = first.clock_ns
         self._hub.wants_key = encoder.force_key
         self._encoder = encoder
-        self._start("encode", lambda: encoder.run(self._stop))
+        self._begin("encode", lambda: encoder.run(self._stop))
         self._streaming.set()
 
     def _on_silence(self) -> None:
@@ -240,7 +254,7 @@ class Stream:
                     return
 
     def _estimate(self, estimate: Estimate, frame: Frame, seq: int) -> None:
-        poses = estimate(frame.image).above(self._settings.threshold)
+        poses = self._whole(estimate(frame.image).above(self._settings.threshold))
         stamp = self._stamp(frame.clock_ns, frame.index, seq)
         self._shown = poses
         self._tally.frames_estimated += 1
@@ -250,6 +264,15 @@ class Stream:
         if self._settings.overlay == "sync":
             self._show(frame, poses)
         self._on_line(line)
+
+    def _whole(self, poses: Poses) -> Poses:
+        """Without the people whose pose is no numbers, which neither JSON nor a picture can hold."""
+        finite = poses.finite()
+        broken = len(poses) - int(np.count_nonzero(finite))
+        if broken and not self._tally.broken:
+            log.warning("a pose that is no numbers: its person is left out, and counted in the summary")
+        self._tally.broken += broken
+        return poses[finite]
 
     def _stamp(self, clock_ns: int, index: int | None, seq: int) -> Stamp:
         age_ns = time.monotonic_ns() - clock_ns
@@ -291,6 +314,7 @@ class Stream:
             pose_latency_p95_ms=tally.pose_ms.percentile(95),
             clients=self._server.players if self._server else 0,
             losses=self._supervisor.losses,
+            broken=tally.broken,
             lines_dropped=lines_dropped,
             encoder=self._codec.element if self._codec else "none",
         )

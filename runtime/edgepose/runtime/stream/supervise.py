@@ -38,7 +38,8 @@ class Supervisor:
     """Reads a source until it is told to stop.
 
     Before the first frame nothing is retried: a camera that is not there at the start is the user's to mend.
-    SourceLostError then leaves `run`. At its end a source is opened again, or with `once` `run` returns.
+    SourceLostError then leaves `run`. At its end a source is opened again. With `once` nothing is: `run`
+    returns at the end, and a loss leaves it.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Supervisor:
         self.losses = 0
 
     def run(self) -> None:
-        """Deliver frames until `stop` or the end. Raises SourceLostError when there never was a frame."""
+        """Deliver frames until `stop` or the end. Raises SourceLostError for a loss that is not mended."""
         while not self._stop.is_set():
             try:
                 self._read_until_gone()
@@ -63,7 +64,7 @@ class Supervisor:
                 if self._once:
                     return
             except SourceLostError as lost:
-                if not self._seen:
+                if self._once or not self._seen:
                     raise
                 self._wait(lost)
 

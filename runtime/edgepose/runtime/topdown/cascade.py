@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from edgepose.runtime.oks import suppress
+from edgepose.runtime.oks import silhouettes, suppress
 from edgepose.runtime.poses import F32, STAGES, Poses
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.topdown.costs import Costs
@@ -109,7 +109,9 @@ class Cascade:
         for seen in looks:
             best = _better(best, people[done : done + len(seen)], seen)
             done += len(seen)
-        best = suppress(best, self._second.spec.joints().sigma_array())
+        # People are as large as the first model found them: one joint thousands of pixels away, from a
+        # heatmap without a hill, would make everybody the same person.
+        best = suppress(best, self._second.spec.joints().sigma_array(), areas=silhouettes(found))
         again = sum(int(np.count_nonzero(seen.stages == FINE)) for seen in looks)
         broken = sum(int(np.isnan(seen.scores).sum()) for seen in looks)
         return Refined(best, len(people), done, again, broken, self._clock() - middle)
@@ -194,9 +196,7 @@ def _read(glance: Glance, again: Rows, regions: Regions) -> Poses:
     stages = np.full(len(regions), COARSE, np.uint8)
     stages[again] = FINE
     seen = poses(glance.heatmaps, regions, glance.quality)
-    numbers = (seen.keypoints.reshape(len(regions), -1), seen.keypoint_scores, glance.quality[:, None])
-    whole = np.isfinite(np.concatenate(numbers, 1)).all(1)
-    scores = np.where(whole, glance.quality, np.nan).astype(np.float32)
+    scores = np.where(seen.finite(), glance.quality, np.nan).astype(np.float32)
     return replace(seen, keypoint_scores=seen.keypoint_scores.clip(0, 1), scores=scores, stages=stages)
 
 
