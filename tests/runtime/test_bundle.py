@@ -1,8 +1,10 @@
 """Bundles: what was published opens; what was damaged, foreign or newer is refused with one sentence."""
 
+import contextlib
 import errno
 import json
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,36 @@ def test_missing_empty_truncated_and_foreign_files_are_refused(bundle: Bundle, t
     for path in (tmp_path / "nowhere", empty, cut, other):
         with pytest.raises(EdgeposeError, match=r"not an edgepose bundle|no such bundle"):
             Bundle.open(path)
+
+
+def _flips(archive: bytes) -> Iterator[bytes]:
+    """Every bit of the zip's own records, each of their bytes made zero, and a bit of each byte it packs."""
+    packed = range(30 + len(INDEX), archive.index(b"PK\1\2"))
+    for place, byte in enumerate(archive):
+        changes = [1 << place % 8] if place in packed else [byte, *(1 << bit for bit in range(8))]
+        for change in changes:
+            yield archive[:place] + bytes([byte ^ change]) + archive[place + 1 :]
+
+
+def test_a_zip_with_any_byte_changed_is_refused_or_says_the_same(tmp_path: Path) -> None:
+    content, path = tmp_path / "content", tmp_path / "b.edgepose"
+    content.mkdir()
+    publish(content, path, SPEC, {})
+    for damaged in _flips(path.read_bytes()):
+        path.write_bytes(damaged)
+        with contextlib.suppress(EdgeposeError):
+            assert Bundle.open(path).spec == SPEC
+
+
+def test_a_full_disk_is_no_damaged_zip(tmp_path: Path, monkeypatch) -> None:
+    path = published(tmp_path, "zip.edgepose").path
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", full)
+    with pytest.raises(OSError, match="No space"):
+        Bundle.open(path)
 
 
 def test_a_zip_that_writes_outside_is_refused(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import tempfile
 import weakref
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,10 @@ FORMAT = "edgepose-bundle"
 VERSION = 1
 INDEX = "bundle.json"
 ZIP_SUFFIX = ".edgepose"
+_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# What zipfile raises over damaged bytes, by where they lie: it has no error of its own for all of them. Of
+# OSError only EINVAL, a seek before the file's start, is the archive's fault and not the disk's.
+_NO_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, IndexError, RuntimeError, ValueError, OSError)
 
 
 class _Unpacked:
@@ -153,8 +159,10 @@ def _unzip(path: Path, folder: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             if any("/" in name or name.startswith("..") for name in archive.namelist()):
                 raise EdgeposeError(f"{path}: not an edgepose bundle (its file names leave the archive)")
+            if any(entry.compress_type not in _PACKINGS for entry in archive.infolist()):
+                raise zipfile.BadZipFile("packed by another method")
             archive.extractall(folder)
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise EdgeposeError(
-            f"{path}: not an edgepose bundle, or truncated ({error}); copy it again"
-        ) from error
+    except _NO_ZIP as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        raise EdgeposeError(f"{path}: not an edgepose bundle, or damaged ({error}); copy it again") from error
