@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.errors import SOURCE, EdgeposeError, missing
 
 
 class Verb(NamedTuple):
@@ -92,21 +92,29 @@ def guarded(run: Callable[[], Any]) -> int:
         return error.exit_code
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except EdgeposeError as error:
-        print(f"edgepose: {error}", file=sys.stderr)
-        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         print("edgepose: interrupted; nothing half-written was left behind", file=sys.stderr)
         return 130
-    except OSError as error:
-        if error.errno not in DISK_FULL:
+    except Exception as error:
+        told = _told(error)
+        if told is None:
             raise
-        print(
-            f"edgepose: {error.filename or 'output'}: the disk is full; free some space and run it again",
-            file=sys.stderr,
-        )
-        return EdgeposeError.exit_code
+        print(f"edgepose: {told}", file=sys.stderr)
+        return told.exit_code
     return 0
+
+
+def _told(error: Exception) -> EdgeposeError | None:
+    """What the user is told of an error; None of a bug, which keeps its traceback."""
+    match error:
+        case EdgeposeError():
+            return error
+        case ModuleNotFoundError(name=str(name)) if name.partition(".")[0] in SOURCE:
+            return missing(name, error)
+        case OSError(errno=number) if number in DISK_FULL:
+            place = error.filename or "output"
+            return EdgeposeError(f"{place}: the disk is full; free some space and run it again")
+    return None
 
 
 def main() -> None:
