@@ -51,6 +51,11 @@ missing; 4 hardware (camera, port, encoder, GPU); 130 interrupted.
 """
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+# With the name of a file these speak of a path that was given; without one, of a call of ours.
+WRONG_PATH = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG),
+}
 
 
 class LazyGroup(click.Group):
@@ -114,6 +119,11 @@ def _told(error: Exception) -> EdgeposeError | None:
         case OSError(errno=number) if number in DISK_FULL:
             place = error.filename or "output"
             return EdgeposeError(f"{place}: the disk is full; free some space and run it again")
+        case OSError(errno=number) if number in WRONG_PATH and error.filename is not None:
+            path = (
+                error.filename2 or error.filename
+            )  # of a rename the second is the user's, the first a draft
+            return EdgeposeError(f"{path}: {error.strerror}; give another path or the right to use it")
     return None
 
 
