@@ -48,32 +48,46 @@ import importlib, pkgutil, sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {absent!r}:
-            raise ImportError(name + " is not on this board")
+            raise ModuleNotFoundError(name + " is not on this board", name=name)
 sys.meta_path.insert(0, Absent())
 import edgepose.runtime.cli
+"""
+IMPORTS = """
 names = [m.name for m in pkgutil.walk_packages(edgepose.runtime.__path__, "edgepose.runtime.")]
 for name in (*names, *(edgepose.runtime.cli.VERBS[verb].target.partition(":")[0] for verb in {verbs!r})):
     importlib.import_module(name)
 print(len(names))
 """
-
-
+HELPS = """
+from edgepose.runtime.cli import VERBS, edgepose, guarded
+for verb in VERBS:
+    print(verb, guarded(lambda: edgepose.main([verb, "--help"], standalone_mode=False)), file=sys.stderr)
+"""
 BOARD_VERBS = ("doctor", "verify", "build", "bench", "stream")
+WORKSTATION = {module for module, source in SOURCE.items() if "workstation" in source}
+
+
+def _on_a_bare_board(script: str) -> subprocess.CompletedProcess[str]:
+    """The board of `pip install edgepose[stream]`: what is forbidden here cannot be imported at all."""
+    bare = BARE.format(absent={*WORKSTATION, "gi", "tensorrt", "pycuda", "cuda"})
+    done = subprocess.run([sys.executable, "-c", bare + script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def test_what_a_board_runs_imports_without_the_workstation_or_gstreamer() -> None:
-    """The bare board of `pip install edgepose[stream]`: what is forbidden here cannot be imported at all."""
-    absent = {m for m, source in SOURCE.items() if "workstation" in source} | {
-        "gi",
-        "tensorrt",
-        "pycuda",
-        "cuda",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", BARE.format(absent=absent, verbs=BOARD_VERBS)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 15
+    assert int(_on_a_bare_board(IMPORTS.format(verbs=BOARD_VERBS)).stdout) >= 15
+
+
+def test_every_verb_tells_a_bare_board_of_itself_or_of_the_library_it_lacks() -> None:
+    told = _on_a_bare_board(HELPS).stderr
+    codes = dict(re.findall(rf"^({'|'.join(VERBS)}) (\d+)$", told, re.MULTILINE))
+    assert codes.keys() == VERBS.keys()
+    assert {codes[verb] for verb in BOARD_VERBS} == {"0"}
+    assert set(codes.values()) == {"0", "3"}
+    sentences = re.findall(r"^edgepose: \w+ cannot be imported \(.*\); install it: pip ", told, re.MULTILINE)
+    assert len(sentences) == list(codes.values()).count("3")
+    assert "Traceback" not in told
 
 
 def test_help_lists_every_verb_within_a_third_of_a_second_of_cpu() -> None:

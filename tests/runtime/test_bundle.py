@@ -3,13 +3,14 @@
 import errno
 import json
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgepose.runtime.bundle import INDEX, Bundle, publish
+from edgepose.runtime.bundle import INDEX, SEAL, Bundle, publish, seal
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.spec import Spec
 
@@ -64,21 +65,51 @@ def test_one_changed_byte_anywhere_is_refused(tmp_path_factory, data: st.DataObj
     place = data.draw(st.integers(0, len(damaged) - 1))
     damaged[place] ^= data.draw(st.integers(1, 255))
     victim.write_bytes(damaged)
-    assert _refused(made) or (victim.name == INDEX and _means_the_same(bytes(damaged)))
+    assert _refused(made) or (victim.name == INDEX and _says_the_same(made))
 
 
 def _refused(path: Path) -> bool:
-    """Refused, or opened with another spec or provenance."""
     try:
-        opened = Bundle.open(path)
+        Bundle.open(path)
     except EdgeposeError:
         return True
-    return opened.spec != SPEC or opened.provenance != {}
+    return False
 
 
-def _means_the_same(index: bytes) -> bool:
-    """Changed white space leaves the same JSON value."""
-    return json.loads(index)["spec"] == json.loads(SPEC.to_json())
+def _says_the_same(path: Path) -> bool:
+    """White space may have changed, or a record of the zip that nobody reads."""
+    opened = Bundle.open(path)
+    return opened.spec == SPEC and opened.provenance == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "damaged"),
+    [("0.485", "0.985"), ('"RGB"', '"BGR"'), ("0.25", "0.75"), ('"version": 1', '"version": 0')],
+)
+def test_an_index_that_says_something_else_is_refused(folder_bundle: Bundle, said: str, damaged: str) -> None:
+    index = folder_bundle.path / INDEX
+    assert said in index.read_text()
+    index.write_text(index.read_text().replace(said, damaged))
+    with pytest.raises(EdgeposeError, match=r"bundle\.json is damaged \(its sha256 differs\)"):
+        Bundle.open(folder_bundle.path)
+
+
+def test_a_bundle_without_a_seal_is_refused(folder_bundle: Bundle) -> None:
+    """As the first version wrote them, and as a changed key makes of one of today."""
+    index = folder_bundle.path / INDEX
+    values = json.loads(index.read_text())
+    del values[SEAL]
+    for version, sentence in ((1, "bundle version 1.*export the bundle again"), (2, "damaged")):
+        index.write_text(json.dumps({**values, "version": version}))
+        with pytest.raises(EdgeposeError, match=sentence):
+            Bundle.open(folder_bundle.path)
+
+
+def test_any_provenance_that_json_can_hold_is_sealed_as_it_reads_back(tmp_path: Path) -> None:
+    provenance = {"ü": (1, 2.5e-9), "steps": {10: None, 2: {"b": True, "a": "\u2028"}}}
+    (tmp_path / "content").mkdir()
+    made = publish(tmp_path / "content", tmp_path / "b", SPEC, provenance)
+    assert made.provenance == json.loads(json.dumps(provenance))
 
 
 @pytest.mark.parametrize(
@@ -89,14 +120,48 @@ def _means_the_same(index: bytes) -> bool:
         (lambda index: {**index, "spec": {**index["spec"], "version": 99}}, "spec version 99"),
         (lambda index: {**index, "spec": {**index["spec"], "extra": 1}}, "not an edgepose spec"),
         (lambda index: {key: index[key] for key in index if key != "files"}, "damaged"),
-        (lambda index: [index], "not an edgepose bundle"),
     ],
 )
 def test_foreign_and_newer_indexes_are_refused(folder_bundle: Bundle, change, sentence: str) -> None:
-    index = json.loads((folder_bundle.path / INDEX).read_text())
-    (folder_bundle.path / INDEX).write_text(json.dumps(change(index)))
+    """All are whole: another release, or another program, wrote and sealed them so."""
+    index = change(json.loads((folder_bundle.path / INDEX).read_text()))
+    (folder_bundle.path / INDEX).write_text(json.dumps({**index, SEAL: seal(index)}))
     with pytest.raises(EdgeposeError, match=sentence):
         Bundle.open(folder_bundle.path)
+
+
+def test_an_index_that_is_no_object_is_refused(folder_bundle: Bundle) -> None:
+    (folder_bundle.path / INDEX).write_text("[]")
+    with pytest.raises(EdgeposeError, match="not an edgepose bundle"):
+        Bundle.open(folder_bundle.path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", 1),
+        ("width", "128"),
+        ("height", 128.0),
+        ("height", True),
+        ("skeleton", {}),
+        ("graphs", "pose"),
+        ("graphs", ["pose", 1]),
+        ("mean", [0.5, 0.5]),
+        ("std", [0.5, 0.5, "0.5"]),
+        ("score_threshold", None),
+        ("refine_below", "0.9"),
+        ("sharp_cells", 1.5),
+    ],
+)
+def test_a_spec_with_a_value_of_another_type_is_refused(field: str, value: object) -> None:
+    values = {**json.loads(SPEC.to_json()), field: value}
+    with pytest.raises(EdgeposeError, match=rf"x: not an edgepose spec \({field} is "):
+        Spec.from_dict(values, "x")
+
+
+def test_a_whole_number_may_stand_for_a_float() -> None:
+    values = {**json.loads(SPEC.to_json()), "score_threshold": 1, "mean": [0, 0, 0], "refine_below": 1}
+    assert Spec.from_dict(values, "x").mean == (0, 0, 0)
 
 
 def test_missing_empty_truncated_and_foreign_files_are_refused(bundle: Bundle, tmp_path: Path) -> None:
@@ -111,6 +176,35 @@ def test_missing_empty_truncated_and_foreign_files_are_refused(bundle: Bundle, t
     for path in (tmp_path / "nowhere", empty, cut, other):
         with pytest.raises(EdgeposeError, match=r"not an edgepose bundle|no such bundle"):
             Bundle.open(path)
+
+
+def _flips(archive: bytes) -> Iterator[bytes]:
+    """Every bit of the zip's own records, each of their bytes made zero, and a bit of each byte it packs."""
+    packed = range(30 + len(INDEX), archive.index(b"PK\1\2"))
+    for place, byte in enumerate(archive):
+        changes = [1 << place % 8] if place in packed else [byte, *(1 << bit for bit in range(8))]
+        for change in changes:
+            yield archive[:place] + bytes([byte ^ change]) + archive[place + 1 :]
+
+
+def test_a_zip_with_any_byte_changed_is_refused_or_says_the_same(tmp_path: Path) -> None:
+    content, path = tmp_path / "content", tmp_path / "b.edgepose"
+    content.mkdir()
+    publish(content, path, SPEC, {})
+    for damaged in _flips(path.read_bytes()):
+        path.write_bytes(damaged)
+        assert _refused(path) or _says_the_same(path)
+
+
+def test_a_full_disk_is_no_damaged_zip(tmp_path: Path, monkeypatch) -> None:
+    path = published(tmp_path, "zip.edgepose").path
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", full)
+    with pytest.raises(OSError, match="No space"):
+        Bundle.open(path)
 
 
 def test_a_zip_that_writes_outside_is_refused(tmp_path: Path) -> None:

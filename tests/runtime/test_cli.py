@@ -2,11 +2,14 @@
 
 import errno
 import json
+import re
+from pathlib import Path
 
 import click
 import pytest
 
 from edgepose.runtime import cli
+from edgepose.runtime.drafts import write_json
 from edgepose.runtime.errors import EdgeposeError, GateFailed, HardwareError, MissingLibrary, require
 
 
@@ -19,6 +22,11 @@ from edgepose.runtime.errors import EdgeposeError, GateFailed, HardwareError, Mi
         (HardwareError("no camera"), 4),
         (KeyboardInterrupt(), 130),
         (OSError(errno.ENOSPC, "No space left on device", "out.json"), 2),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 2),
+        (OSError(errno.EACCES, "Permission denied", "out.json"), 2),
+        (OSError(errno.EPERM, "Operation not permitted", Path("out.json")), 2),
+        (OSError(errno.EROFS, "Read-only file system", "out.json"), 2),
+        (ModuleNotFoundError("No module named 'onnx.x'", name="onnx.x"), 3),
         (click.UsageError("no such option"), 2),
     ],
 )
@@ -33,12 +41,42 @@ def test_errors_become_one_sentence_and_their_exit_code(error, code, capsys) -> 
     assert err.strip()
 
 
-def test_a_bug_keeps_its_traceback() -> None:
-    def verb() -> None:
-        raise ZeroDivisionError
+@pytest.mark.parametrize(
+    ("out", "named", "reason"),
+    [
+        ("file/out.json", "file", "File exists"),
+        ("file/below/out.json", "file/below", "Not a directory"),
+        ("folder", "folder", "Is a directory"),
+        ("n" * 300, "n" * 300, "File name too long"),
+    ],
+)
+def test_a_wrong_path_is_one_sentence_that_names_it(out, named, reason, tmp_path, capsys) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    assert cli.guarded(lambda: write_json(tmp_path / out, {})) == 2
+    sentence = f"{reason}; give another path or the right to use it\n"
+    assert re.fullmatch(rf"edgepose: {tmp_path}/.*{named}.*: {sentence}", capsys.readouterr().err)
 
-    with pytest.raises(ZeroDivisionError):
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        ZeroDivisionError(),
+        OSError(errno.EACCES, "Permission denied"),
+        OSError(errno.EIO, "Input/output error", "out.json"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "ours.json"),
+        ModuleNotFoundError("No module named 'edgepose.runtime.verbs'", name="edgepose.runtime.verbs"),
+        ModuleNotFoundError("no name"),
+        ImportError("cannot import name 'Graph' from 'onnx'", name="onnx"),
+    ],
+)
+def test_a_bug_keeps_its_traceback(bug: Exception) -> None:
+    def verb() -> None:
+        raise bug
+
+    with pytest.raises(type(bug)) as raised:
         cli.guarded(verb)
+    assert raised.value is bug
 
 
 def test_unknown_verb_is_a_user_error(monkeypatch, capsys) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import shutil
 import tempfile
 import weakref
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,14 @@ from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.spec import Spec
 
 FORMAT = "edgepose-bundle"
-VERSION = 1
+VERSION = 2  # 1 had no seal: a changed byte of its spec went unseen
 INDEX = "bundle.json"
+SEAL = "sha256"  # key in INDEX of the hash of all the rest of it
 ZIP_SUFFIX = ".edgepose"
+_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# What zipfile raises over damaged bytes, by where they lie: it has no error of its own for all of them. Of
+# OSError only EINVAL, a seek before the file's start, is the archive's fault and not the disk's.
+_NO_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, IndexError, RuntimeError, ValueError, OSError)
 
 
 class _Unpacked:
@@ -31,7 +39,7 @@ class _Unpacked:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """An opened bundle: every file was hashed and equals what `bundle.json` says.
+    """An opened bundle: `bundle.json` bears its own hash, and every file the hash that stands there.
 
     `path` is what the user named (a folder or one `.edgepose` zip), `folder` where the files can be read.
     """
@@ -72,6 +80,8 @@ class Bundle:
                 f"{path}: bundle version {index.get('version')!r}, this edgepose reads version {VERSION}; "
                 "update edgepose here, or export the bundle again"
             )
+        if index.get(SEAL) != seal(index):
+            raise EdgeposeError(f"{path}: {INDEX} is damaged (its sha256 differs); copy the bundle again")
         try:
             spec = Spec.from_dict(index["spec"], str(path))
             bundle = cls(path, folder, spec, dict(index["provenance"]), dict(index["files"]), unpacked)
@@ -119,6 +129,12 @@ class Bundle:
             return publish(folder, self.path, self.spec, self.provenance)
 
 
+def seal(index: dict[str, Any]) -> str:
+    """Hex digest of what an index says: of its JSON without white space and without its own seal."""
+    rest = {key: value for key, value in index.items() if key != SEAL}
+    return hashlib.sha256(json.dumps(rest, separators=(",", ":")).encode()).hexdigest()
+
+
 def publish(content: Path, path: Path, spec: Spec, provenance: dict[str, Any]) -> Bundle:
     """Write the files of folder `content` as the bundle `path` (a folder, or a zip by its .edgepose).
 
@@ -132,7 +148,7 @@ def publish(content: Path, path: Path, spec: Spec, provenance: dict[str, Any]) -
         "provenance": provenance,
         "files": {name: sha256(content / name) for name in names},
     }
-    text = json.dumps(index, indent=1, allow_nan=False) + "\n"
+    text = json.dumps({**index, SEAL: seal(index)}, indent=1, allow_nan=False) + "\n"
     if path.suffix == ZIP_SUFFIX:
         with draft_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(INDEX, text)
@@ -153,8 +169,10 @@ def _unzip(path: Path, folder: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             if any("/" in name or name.startswith("..") for name in archive.namelist()):
                 raise EdgeposeError(f"{path}: not an edgepose bundle (its file names leave the archive)")
+            if any(entry.compress_type not in _PACKINGS for entry in archive.infolist()):
+                raise zipfile.BadZipFile("packed by another method")
             archive.extractall(folder)
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise EdgeposeError(
-            f"{path}: not an edgepose bundle, or truncated ({error}); copy it again"
-        ) from error
+    except _NO_ZIP as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        raise EdgeposeError(f"{path}: not an edgepose bundle, or damaged ({error}); copy it again") from error

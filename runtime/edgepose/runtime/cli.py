@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.errors import SOURCE, EdgeposeError, missing
 
 
 class Verb(NamedTuple):
@@ -51,6 +51,11 @@ missing; 4 hardware (camera, port, encoder, GPU); 130 interrupted.
 """
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+# With the name of a file these speak of a path that was given; without one, of a call of ours.
+WRONG_PATH = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG),
+}
 
 
 class LazyGroup(click.Group):
@@ -92,21 +97,34 @@ def guarded(run: Callable[[], Any]) -> int:
         return error.exit_code
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except EdgeposeError as error:
-        print(f"edgepose: {error}", file=sys.stderr)
-        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         print("edgepose: interrupted; nothing half-written was left behind", file=sys.stderr)
         return 130
-    except OSError as error:
-        if error.errno not in DISK_FULL:
+    except Exception as error:
+        told = _told(error)
+        if told is None:
             raise
-        print(
-            f"edgepose: {error.filename or 'output'}: the disk is full; free some space and run it again",
-            file=sys.stderr,
-        )
-        return EdgeposeError.exit_code
+        print(f"edgepose: {told}", file=sys.stderr)
+        return told.exit_code
     return 0
+
+
+def _told(error: Exception) -> EdgeposeError | None:
+    """What the user is told of an error; None of a bug, which keeps its traceback."""
+    match error:
+        case EdgeposeError():
+            return error
+        case ModuleNotFoundError(name=str(name)) if name.partition(".")[0] in SOURCE:
+            return missing(name, error)
+        case OSError(errno=number) if number in DISK_FULL:
+            place = error.filename or "output"
+            return EdgeposeError(f"{place}: the disk is full; free some space and run it again")
+        case OSError(errno=number) if number in WRONG_PATH and error.filename is not None:
+            path = (
+                error.filename2 or error.filename
+            )  # of a rename the second is the user's, the first a draft
+            return EdgeposeError(f"{path}: {error.strerror}; give another path or the right to use it")
+    return None
 
 
 def main() -> None:

@@ -74,5 +74,10 @@ def require(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        root = module.partition(".")[0]
-        raise MissingLibrary(f"{module} cannot be imported ({error}); install it: {SOURCE[root]}") from error
+        raise missing(module, error) from error
+
+
+def missing(module: str, error: ImportError) -> MissingLibrary:
+    """What to tell of a failed import: the command that installs it. Its first name stands in SOURCE."""
+    source = SOURCE[module.partition(".")[0]]
+    return MissingLibrary(f"{module} cannot be imported ({error}); install it: {source}")

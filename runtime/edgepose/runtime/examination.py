@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from edgepose.runtime.errors import SOURCE, HardwareError, MissingLibrary
+from edgepose.runtime.errors import SOURCE, HardwareError, MissingLibrary, require
 from edgepose.runtime.stream import gst
-from edgepose.runtime.stream.encoder import CODECS
+from edgepose.runtime.stream.encoder import CODECS, choose
 from edgepose.runtime.trt.board import jetson_linux, power_mode
+from edgepose.runtime.trt.cuda import DRIVERS, any_library
 from edgepose.runtime.trt.driver import require_gpu
 
 # The distribution's name where it differs from the module's.
@@ -21,6 +22,7 @@ DISTRIBUTION = {
     "yaml": "PyYAML",
     "lightning_fabric": "lightning-fabric",
     "gi": "PyGObject",
+    "cuda": "cuda-bindings",
 }
 STREAM = ("cv2", "onnxruntime", "gi")
 WORKSTATION = tuple(m for m, source in SOURCE.items() if "workstation" in source)
@@ -53,7 +55,7 @@ def examine() -> list[Finding]:
         *_libraries(),
         *_gstreamer(),
         _cameras(),
-        _cuda(),
+        *_cuda(),
         _tensorrt(),
         _jetpack(),
         _power_mode(),
@@ -81,10 +83,14 @@ def _libraries() -> list[Finding]:
 def _library(purpose: str, module: str) -> Finding:
     if importlib.util.find_spec(module) is None:
         return Finding(purpose, module, "missing", "", SOURCE[module])
+    return Finding(purpose, module, "ok", _version(module))
+
+
+def _version(module: str) -> str:
     try:
-        return Finding(purpose, module, "ok", version(DISTRIBUTION.get(module, module)))
+        return version(DISTRIBUTION.get(module, module))
     except PackageNotFoundError:  # a distribution's package without pip metadata
-        return Finding(purpose, module, "ok", "of the system")
+        return "of the system"
 
 
 def _gstreamer() -> list[Finding]:
@@ -100,26 +106,41 @@ def _gstreamer() -> list[Finding]:
         found.append(
             Finding("stream", purpose, "missing" if lacking else "ok", lacking, remedy if lacking else "")
         )
-    encoders = " ".join(codec.element for codec in CODECS if gst.has_element(codec.element))
-    status = ("ok", encoders) if encoders else ("missing", "", remedy)
-    return [*found, Finding("stream", "H.264 encoder", *status)]
+    return [*found, _encoder()]
 
 
-def _cuda() -> Finding:
+def _encoder() -> Finding:
+    """The encoder that a stream would take: tried, because one that is installed may not work."""
+    try:
+        return Finding("stream", "H.264 encoder", "ok", choose(CODECS).element)
+    except (MissingLibrary, HardwareError) as error:
+        return Finding("stream", "H.264 encoder", "missing", str(error).partition(";")[0], SOURCE["gi"])
+
+
+def _cuda() -> list[Finding]:
     try:
         gpu = require_gpu()
     except HardwareError as error:
-        return Finding("build", "CUDA driver", "absent", str(error))
-    return Finding("build", "CUDA driver", "ok", f"CUDA {gpu.cuda}, {gpu.name} sm_{gpu.sm}")
+        return [Finding("build", "CUDA driver", "absent", str(error))]
+    driver = Finding("build", "CUDA driver", "ok", f"CUDA {gpu.cuda}, {gpu.name} sm_{gpu.sm}")
+    return [driver, _cuda_library()]
+
+
+def _cuda_library() -> Finding:
+    """What an engine reaches the GPU through: imported, as one compiled for another CUDA is found too."""
+    library = any_library()
+    module = DRIVERS[library].partition(".")[0]
+    try:
+        require(DRIVERS[library])
+    except MissingLibrary as error:
+        return Finding("build", library, "missing", str(error).partition(";")[0], SOURCE[module])
+    return Finding("build", library, "ok", _version(module))
 
 
 def _tensorrt() -> Finding:
     if importlib.util.find_spec("tensorrt") is None:
         return Finding("build", "TensorRT", "absent", "", SOURCE["tensorrt"])
-    try:
-        return Finding("build", "TensorRT", "ok", version("tensorrt"))
-    except PackageNotFoundError:
-        return Finding("build", "TensorRT", "ok", "of the system")
+    return Finding("build", "TensorRT", "ok", _version("tensorrt"))
 
 
 def _jetpack() -> Finding:

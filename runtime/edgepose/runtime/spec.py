@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.skeleton import SKELETONS, Skeleton
@@ -67,6 +67,10 @@ class Spec:
             raise EdgeposeError(
                 f"{origin}: not an edgepose spec ({error}); export the bundle again"
             ) from error
+        wrong = [name for name, kind in get_type_hints(cls).items() if not _fits(getattr(spec, name), kind)]
+        if wrong:
+            said = ", ".join(f"{name} is {values[name]!r}" for name in wrong)
+            raise EdgeposeError(f"{origin}: not an edgepose spec ({said}); export the bundle again")
         known = spec.skeleton in SKELETONS and spec.colour in ("RGB", "BGR") and spec.resize in RESIZES
         if not known:
             raise EdgeposeError(
@@ -74,3 +78,15 @@ class Spec:
                 "is unknown to this release; export the bundle again"
             )
         return spec
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value out of JSON is of a field's type: an int is a float too, a bool is no number."""
+    if get_origin(kind) is not tuple:
+        kinds = get_args(kind) or (kind,)  # of `float | None`, or a plain type
+        return type(value) in kinds or (type(value) is int and float in kinds)
+    if type(value) is not tuple:
+        return False
+    first, *rest = get_args(kind)
+    kinds = (first,) * len(value) if rest == [...] else (first, *rest)
+    return len(value) == len(kinds) and all(map(_fits, value, kinds))

@@ -107,17 +107,17 @@ LIBRARIES = {
     "cuda-python": "edgepose.runtime.trt.cuda_python:CudaPython",
 }
 
-
-_DRIVERS = {"pycuda": "pycuda.driver", "cuda-python": "cuda.bindings.driver"}
+# What must be importable for each.
+DRIVERS = {"pycuda": "pycuda.driver", "cuda-python": "cuda.bindings.driver"}
 
 
 def any_library() -> str:
     """The first of LIBRARIES that is installed; without any the first, whose absence `open_cuda` tells."""
-    for library, driver in _DRIVERS.items():
+    for library, driver in DRIVERS.items():
         with suppress(ImportError):
             importlib.import_module(driver)
             return library
-    return next(iter(_DRIVERS))
+    return next(iter(DRIVERS))
 
 
 def open_cuda(library: str = "pycuda") -> Cuda:

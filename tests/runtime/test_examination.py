@@ -1,0 +1,71 @@
+"""What `edgepose doctor` finds: ok is what was tried, and what is missing has its remedy."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+
+from edgepose.runtime import examination
+from edgepose.runtime.errors import SOURCE, HardwareError
+from edgepose.runtime.examination import Finding, examine
+from edgepose.runtime.stream.encoder import CODECS, Codec
+from edgepose.runtime.trt.driver import Gpu
+
+# Installed, and fails at work, as nvv4l2h264enc does on a board without the chip.
+PRETENDER = Codec("identity", False, "identity error-after=2")
+GPU = Gpu("Orin", 87, True, "12.6")
+
+
+def found(what: str) -> Finding | None:
+    return next((finding for finding in examine() if finding.what == what), None)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine whose GPU answers and has no library to reach it through."""
+    monkeypatch.setattr(examination, "require_gpu", lambda: GPU)
+    for name in ("pycuda", "pycuda.driver", "cuda", "cuda.bindings", "cuda.bindings.driver"):
+        monkeypatch.setitem(sys.modules, name, None)
+    return monkeypatch
+
+
+def test_an_encoder_that_does_not_work_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gi", reason="GStreamer's Python bindings come from the distribution (python3-gi)")
+    monkeypatch.setattr(examination, "CODECS", (PRETENDER,))
+    assert found("H.264 encoder") == Finding(
+        "stream", "H.264 encoder", "missing", "no H.264 encoder works here (tried identity)", SOURCE["gi"]
+    )
+
+
+def test_the_encoder_is_the_one_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gi", reason="GStreamer's Python bindings come from the distribution (python3-gi)")
+    x264 = next(codec for codec in CODECS if codec.element == "x264enc")
+    monkeypatch.setattr(examination, "CODECS", (PRETENDER, x264))
+    assert found("H.264 encoder") == Finding("stream", "H.264 encoder", "ok", "x264enc")
+
+
+def test_a_gpu_without_a_cuda_library_is_told_how_to_get_one(gpu: pytest.MonkeyPatch) -> None:
+    lacking = found("pycuda")
+    assert lacking is not None
+    assert (lacking.purpose, lacking.status, lacking.remedy) == ("build", "missing", SOURCE["pycuda"])
+    assert "pycuda.driver cannot be imported" in lacking.detail
+
+
+def test_either_cuda_library_is_enough(gpu: pytest.MonkeyPatch) -> None:
+    gpu.setitem(sys.modules, "cuda.bindings.driver", ModuleType("driver"))
+    library = found("cuda-python")
+    assert library is not None
+    assert library.status == "ok"
+    assert found("pycuda") is None
+
+
+def test_a_machine_without_a_gpu_is_asked_for_no_cuda_library(gpu: pytest.MonkeyPatch) -> None:
+    def no_gpu() -> Gpu:
+        raise HardwareError("no CUDA driver on this machine")
+
+    gpu.setattr(examination, "require_gpu", no_gpu)
+    assert found("CUDA driver") == Finding("build", "CUDA driver", "absent", "no CUDA driver on this machine")
+    assert found("pycuda") is None
+    assert found("cuda-python") is None
