@@ -2,6 +2,10 @@
 
 import errno
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import click
 import pytest
@@ -31,6 +35,37 @@ def test_errors_become_one_sentence_and_their_exit_code(error, code, capsys) -> 
     assert out == ""
     assert "Traceback" not in err
     assert err.strip()
+
+
+WRITING = """
+import sys, time
+from pathlib import Path
+import click
+from edgepose.runtime import cli
+from edgepose.runtime.drafts import draft_folder
+
+@click.command()
+@click.argument("out")
+def write(out):
+    with draft_folder(Path(out)) as draft:
+        (draft / "half").touch()
+        time.sleep(60)
+
+cli.VERBS["write"] = cli.Verb("__main__:write", "")
+cli.main()
+"""
+
+
+def test_sigterm_leaves_nothing_half_written(tmp_path) -> None:
+    command = [sys.executable, "-c", WRITING, "write", str(tmp_path / "out")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.rglob("half")) and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.strip() == "edgepose: interrupted; nothing half-written was left behind"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_bug_keeps_its_traceback() -> None:
