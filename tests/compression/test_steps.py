@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -95,7 +93,7 @@ def test_the_steps_follow_one_another_and_end_in_one_ledger(
     tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     verbs = Verbs(APS)
-    monkeypatch.setattr(steps, "_edgepose", verbs)
+    monkeypatch.setattr(steps, "run_verb", verbs)
     run_steps(open_steps(recipe(tmp_path)), out, as_json=False)
     assert " ".join(line.split()[0] for line in verbs.lines) == (
         "export verify prune export verify train export verify "
@@ -117,7 +115,7 @@ def test_the_steps_follow_one_another_and_end_in_one_ledger(
 
 def test_steps_are_optional(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     verbs = Verbs(APS)
-    monkeypatch.setattr(steps, "_edgepose", verbs)
+    monkeypatch.setattr(steps, "run_verb", verbs)
     run_steps(open_steps(recipe(tmp_path, prune=None, tune=None, qat=None)), out, as_json=True)
     assert stages(out) == ["float", "INT8"]
     compressing = next(line for line in verbs.lines if line.startswith("compress"))
@@ -128,7 +126,7 @@ def test_steps_are_optional(tmp_path: Path, out: Path, monkeypatch: pytest.Monke
 def test_a_gate_ends_the_run_after_its_row(
     tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "_edgepose", Verbs({**APS, "tuned-bundle": 0.46}))
+    monkeypatch.setattr(steps, "run_verb", Verbs({**APS, "tuned-bundle": 0.46}))
     with pytest.raises(GateFailed, match=r"fine-tuned loses 4.00 points of AP, 3.00 are allowed"):
         run_steps(open_steps(recipe(tmp_path)), out, as_json=True)
     assert stages(out) == ["float", "pruned", "fine-tuned"]
@@ -140,14 +138,14 @@ def test_a_killed_run_goes_on_where_it_was(
 ) -> None:
     file = recipe(tmp_path)
     killed = Verbs(APS, place.format(out=out))
-    monkeypatch.setattr(steps, "_edgepose", killed)
+    monkeypatch.setattr(steps, "run_verb", killed)
     with pytest.raises(KeyboardInterrupt):
         run_steps(open_steps(file), out, as_json=True)
     again = Verbs(APS)
-    monkeypatch.setattr(steps, "_edgepose", again)
+    monkeypatch.setattr(steps, "run_verb", again)
     run_steps(open_steps(file), out, as_json=True)
     whole = Verbs(APS)
-    monkeypatch.setattr(steps, "_edgepose", whole)
+    monkeypatch.setattr(steps, "run_verb", whole)
     run_steps(open_steps(file), tmp_path / "whole", as_json=True)
     assert [line.split()[0] for line in (*killed.lines[:-1], *again.lines)] == [
         line.split()[0] for line in whole.lines
@@ -159,41 +157,22 @@ def test_training_that_was_stopped_is_resumed(
     tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = recipe(tmp_path, prune=None)
-    monkeypatch.setattr(steps, "_edgepose", Verbs(APS, "train "))
+    monkeypatch.setattr(steps, "run_verb", Verbs(APS, "train "))
     with pytest.raises(KeyboardInterrupt):
         run_steps(open_steps(file), out, as_json=True)
     (out / "tuned").mkdir()
     (out / "tuned" / "checkpoint.safetensors").touch()
     again = Verbs(APS, "train ")
-    monkeypatch.setattr(steps, "_edgepose", again)
+    monkeypatch.setattr(steps, "run_verb", again)
     with pytest.raises(KeyboardInterrupt):
         run_steps(open_steps(file), out, as_json=True)
     assert again.lines[-1].endswith("--resume")
 
 
-@pytest.mark.parametrize(
-    ("code", "may_fail", "raised"),
-    [
-        (0, False, None),
-        (1, True, None),
-        (1, False, EdgeposeError),
-        (2, True, EdgeposeError),
-        (130, True, KeyboardInterrupt),
-    ],
-)
-def test_what_a_verb_says_ends_the_run_or_not(
-    code: int, may_fail: bool, raised: type[BaseException] | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """verify fails at gates of its own, which are not the recipe's; all else that fails is the end."""
-    monkeypatch.setattr(steps.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=code))
-    with nullcontext() if raised is None else pytest.raises(raised):
-        steps._edgepose("verify", "bundle", may_fail=may_fail)
-
-
 def test_other_recipes_and_other_things_are_not_overwritten(
     tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "_edgepose", Verbs(APS))
+    monkeypatch.setattr(steps, "run_verb", Verbs(APS))
     run_steps(open_steps(recipe(tmp_path)), out, as_json=True)
     with pytest.raises(EdgeposeError, match="holds a run of another recipe"):
         run_steps(open_steps(recipe(tmp_path, min_height=48)), out, as_json=True)

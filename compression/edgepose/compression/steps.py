@@ -9,8 +9,6 @@ run. What lies in the folder is not made again, so that a killed run goes on whe
 from __future__ import annotations
 
 import json
-import logging
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -22,12 +20,11 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
 from rich.console import Console
 
 from edgepose.calibration.ledger import Gates, Ledger, Row, table
+from edgepose.runtime.child import run_verb
 from edgepose.runtime.drafts import draft_file, write_json
 from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.training.recipe import open_recipe, require_fits
 from edgepose.training.sections import Section
-
-log = logging.getLogger(__name__)
 
 SUFFIXES = (".yaml", ".yml")
 KEPT, LEDGER = "recipe.yaml", "ledger.json"
@@ -179,14 +176,14 @@ class Run:
     def _make(self, name: str, verb: str, *arguments: object) -> None:
         """Let a verb write the folder `name`, unless it is there: verbs leave none that is not whole."""
         if not (self.out / name).exists():
-            _edgepose(verb, *arguments, "--out", self.out / name)
+            run_verb(verb, *arguments, "--out", self.out / name)
 
     def _learn(self, name: str, last: str, verb: str, *arguments: object) -> None:
         """Let a verb that can resume fill the folder `name` until `last` is in it."""
         folder = self.out / name
         resume = ("--resume",) if (folder / "checkpoint.safetensors").exists() else ()
         if not (folder / last).exists():
-            _edgepose(verb, *arguments, "--out", folder, *resume)
+            run_verb(verb, *arguments, "--out", folder, *resume)
 
     def _measure(self, stage: str, bundle: Path, row: str) -> None:
         """Score a bundle; its `row` joins the ledger as `stage`."""
@@ -194,7 +191,7 @@ class Run:
         if not place.exists():
             shown = ("--data", self.recipe.data, "--min-height", self.recipe.min_height)
             # Its gates are about the bundle's own floats, ours about the network that was given.
-            _edgepose("verify", bundle, *shown, *self.weights, may_fail=True)
+            run_verb("verify", bundle, *shown, *self.weights, may_fail=True)
         ledger = Ledger.from_dict(json.loads(place.read_text(encoding="utf-8")), str(place))
         found = next(each for each in ledger.rows if each.stage == row)
         self.environment = ledger.environment
@@ -239,15 +236,3 @@ def _show(ledger: Ledger, as_json: bool) -> None:
         print(json.dumps(ledger.to_dict(), indent=1))
     else:
         Console(file=sys.stdout, width=100).print(table(ledger))
-
-
-def _edgepose(*words: object, may_fail: bool = False) -> None:
-    """Run a verb as a user would; its bars and words go where ours do. `may_fail`: at a gate of its own."""
-    line = [str(word) for word in words]
-    log.info("edgepose %s", " ".join(line))
-    command = [sys.executable, "-m", "edgepose.runtime.cli", *line]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
-    if done.returncode == 130:
-        raise KeyboardInterrupt
-    if done.returncode not in ((0, 1) if may_fail else (0,)):
-        raise EdgeposeError(f"`edgepose {line[0]}` failed (exit code {done.returncode}); see above")
