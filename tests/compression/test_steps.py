@@ -70,6 +70,7 @@ class Verbs:
         (bundle / "ledger.json").write_text(json.dumps(ledger.to_dict()))
 
 
+GATES = ("--max-ap-loss", "--max-drift", "--min-height")
 APS = {"float": 0.5, "pruned-bundle": 0.42, "tuned-bundle": 0.49, "int8": 0.495, "trained": 0.498}
 
 
@@ -127,9 +128,25 @@ def test_a_gate_ends_the_run_after_its_row(
     tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(steps, "run_verb", Verbs({**APS, "tuned-bundle": 0.46}))
-    with pytest.raises(GateFailed, match=r"fine-tuned loses 4.00 points of AP, 3.00 are allowed"):
+    words = "fine-tuned: loses 4.00 points of AP, 3.00 are allowed"
+    with pytest.raises(GateFailed, match=f"the run ends here: {words}$"):
         run_steps(open_steps(recipe(tmp_path)), out, as_json=True)
     assert stages(out) == ["float", "pruned", "fine-tuned"]
+    ledger = json.loads((out / "ledger.json").read_text())
+    assert (ledger["passed"], ledger["verdict"]) == (False, [words])
+
+
+def test_each_step_has_a_gate_of_its_own(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One point, where the recipe says nothing; what prune leaves is judged by the gate of tune."""
+    monkeypatch.setattr(steps, "run_verb", Verbs({**APS, "pruned-bundle": 0.0, "tuned-bundle": 0.491}))
+    changes = {"prune": {"data": "x"}, "tune": {"recipe": "qrpose_smoke"}}
+    run_steps(open_steps(recipe(tmp_path, **changes)), out, as_json=True)
+    ledger = json.loads((out / "ledger.json").read_text())
+    assert ledger["passed"]
+    assert [each["max_ap_loss"] for each in ledger["rows"]] == [None, 1.0, 0.01, 0.01, 0.01]
+    monkeypatch.setattr(steps, "run_verb", Verbs({**APS, "tuned-bundle": 0.48}))
+    with pytest.raises(GateFailed, match=r"fine-tuned: loses 2.00 points of AP, 1.00 are allowed"):
+        run_steps(open_steps(recipe(tmp_path, **changes)), tmp_path / "other", as_json=True)
 
 
 @pytest.mark.parametrize("place", ["prune ", "train ", "compress ", "qat ", "verify {out}/int8"])
@@ -180,6 +197,13 @@ def test_other_recipes_and_other_things_are_not_overwritten(
         run_steps(open_steps(recipe(tmp_path)), tmp_path, as_json=True)
 
 
+def test_the_recipe_of_the_readme_opens(tmp_path: Path) -> None:
+    readme = Path(__file__).parents[2] / "compression" / "README.md"
+    (tmp_path / "steps.yaml").write_text(readme.read_text().split("```yaml\n")[1].split("```")[0])
+    found = open_steps(tmp_path / "steps.yaml")
+    assert all((found.prune, found.tune, found.quantize, found.qat))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -191,6 +215,7 @@ def test_other_recipes_and_other_things_are_not_overwritten(
             "key 'prune.speed': Input should be gre",
         ),
         ("model: x\ndata: y\nqat: {recipe: z}", "qat trains what quantize makes; add the section quantize"),
+        ("model: x\ndata: y\nprune: {data: z}", "tune judges what prune leaves; add the section tune"),
         (
             "model: qrpose_edge\ndata: y\ntune: {recipe: qrpose_smoke}",
             "qrpose_smoke: trains qrpose_tiny; choose",
@@ -217,7 +242,11 @@ def test_the_verb_refuses_what_does_not_go_together(
 
     assert run(tmp_path / "no.yaml", "--out", tmp_path / "out") == 2
     assert "no such recipe of steps" in capsys.readouterr().err
-    assert run(recipe(tmp_path), "--auto", "synthetic:count=2", "--out", tmp_path / "out") == 2
-    assert "a recipe of steps says all itself" in capsys.readouterr().err
+    for option, value in (("--auto", "synthetic:count=2"), *((gate, 0.2) for gate in GATES)):
+        assert run(recipe(tmp_path), option, value, "--out", tmp_path / "out") == 2
+        assert "a recipe of steps says all itself" in capsys.readouterr().err
+    for gate in GATES:
+        assert run(tmp_path / "bundle", gate, 0.2, "--out", tmp_path / "out") == 2
+        assert "are for --auto; give it, too" in capsys.readouterr().err
     assert run(tmp_path / "bundle", "--out", tmp_path / "out") == 2
     assert "Missing option '--calibration'" in capsys.readouterr().err

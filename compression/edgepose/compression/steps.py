@@ -31,17 +31,20 @@ KEPT, LEDGER = "recipe.yaml", "ledger.json"
 FLOAT, PRUNED, TUNED, INT8, TRAINED = "float", "pruned", "fine-tuned", "INT8", "INT8, trained on"
 # Of `edgepose verify`, by what a step makes.
 FLOAT_ROW, INT8_ROW = "ONNX FP32 (CPU)", "ONNX INT8 (CPU)"
+# AP alone, by each row's own gate: pruned networks differ from the given one in all the rest.
+GATES = Gates(max_median_drift_px=1e6, max_more_duplicates=1e6, min_region_overlap=0.0, max_refined_shift=1.0)
 
 
 class Step(Section):
     """What every step has."""
 
-    max_ap_loss: NonNegativeFloat = 100.0  # points below the network that was given
+    max_ap_loss: NonNegativeFloat = 1.0  # points below the network that was given
 
 
 class Prune(Step):
     """`edgepose prune`."""
 
+    max_ap_loss: NonNegativeFloat = 100.0  # nobody may be found until tune has passed; its gate judges
     speed: Annotated[float, Field(gt=1)] = 1.6
     data: str
 
@@ -55,7 +58,6 @@ class Tune(Step):
 class Quantize(Step):
     """`edgepose calibrate` and `edgepose compress`."""
 
-    max_ap_loss: NonNegativeFloat = 1.0
     data: str
     count: PositiveInt = 300
     options: tuple[str, ...] = ()  # of `edgepose compress`, such as --keep-float=backbone.stem
@@ -64,7 +66,6 @@ class Quantize(Step):
 class Train(Step):
     """`edgepose qat`."""
 
-    max_ap_loss: NonNegativeFloat = 1.0
     recipe: str
     steps: PositiveInt = 300
 
@@ -98,6 +99,10 @@ def open_steps(path: Path) -> Recipe:
         raise EdgeposeError(f"{path}: key {key!r}: {first['msg']}") from error
     if recipe.qat is not None and recipe.quantize is None:
         raise EdgeposeError(f"{path}: qat trains what quantize makes; add the section quantize")
+    if recipe.prune and not recipe.tune and "max_ap_loss" not in recipe.prune.model_fields_set:
+        raise EdgeposeError(
+            f"{path}: tune judges what prune leaves; add the section tune, or prune.max_ap_loss"
+        )
     # Else they would be found wrong after all the steps before them.
     for step in (recipe.tune, recipe.qat):
         if step is not None:
@@ -115,22 +120,23 @@ class Run:
     weights: list[str] = field(default_factory=list)  # --weights FILE of the newest floats, if not shipped
     environment: dict[str, str] = field(default_factory=dict)
 
-    def steps(self) -> Iterator[tuple[str, float]]:
-        """Do one step after the other; the name of each one done and the points of AP that it may lose."""
+    def steps(self) -> Iterator[Ledger]:
+        """Do one step after the other; the ledger after each."""
         recipe = self.recipe
         self.weights = ["--weights", recipe.weights] if recipe.weights is not None else []
         self._float(FLOAT, "float")
-        yield FLOAT, 0.0
-        steps: tuple[tuple[str, Callable[[Any], None], Step | None], ...] = (
-            (PRUNED, self._prune, recipe.prune),
-            (TUNED, self._tune, recipe.tune),
-            (INT8, self._quantize, recipe.quantize),
-            (TRAINED, self._train, recipe.qat),
+        yield self._ledger()
+        steps: tuple[tuple[Callable[[Any], None], Step | None], ...] = (
+            (self._prune, recipe.prune),
+            (self._tune, recipe.tune),
+            (self._quantize, recipe.quantize),
+            (self._train, recipe.qat),
         )
-        for stage, do, step in steps:
+        for do, step in steps:
             if step is not None:
                 do(step)
-                yield stage, step.max_ap_loss
+                self.rows[-1] = replace(self.rows[-1], max_ap_loss=step.max_ap_loss / 100)
+                yield self._ledger()
 
     def _float(self, stage: str, name: str) -> None:
         """Export the newest floats as the bundle `name` and measure it."""
@@ -199,9 +205,9 @@ class Run:
         # Times of different runs cannot be compared: `edgepose bench` times the bundles in turns.
         self.rows.append(replace(found, stage=stage, drift=drift, difference=None, latency=None))
 
-    def ledger(self) -> Ledger:
+    def _ledger(self) -> Ledger:
         """All steps so far, the network that was given first."""
-        return Ledger(tuple(self.rows), Gates(1.0, 1e6), self.environment, {"evaluation": self.recipe.data})
+        return Ledger(tuple(self.rows), GATES, self.environment, {"evaluation": self.recipe.data})
 
 
 def run_steps(recipe: Recipe, out: Path, as_json: bool) -> None:
@@ -218,17 +224,14 @@ def run_steps(recipe: Recipe, out: Path, as_json: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with draft_file(kept) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    run, failure = Run(recipe, out), ""
-    for stage, allowed in run.steps():
-        ledger = run.ledger()
+    failed: list[str] = []
+    for ledger in Run(recipe, out).steps():
         write_json(out / LEDGER, ledger.to_dict())
-        lost = 100 * ledger.ap_loss(ledger.rows[-1])
-        if lost > allowed:
-            failure = f"{stage} loses {lost:.2f} points of AP, {allowed:.2f} are allowed"
+        if failed := ledger.verdict():
             break
-    _show(run.ledger(), as_json)
-    if failure:
-        raise GateFailed(f"{out}: the run ends here: {failure}")
+    _show(ledger, as_json)
+    if failed:
+        raise GateFailed(f"{out}: the run ends here: {'; '.join(failed)}")
 
 
 def _show(ledger: Ledger, as_json: bool) -> None:
