@@ -21,6 +21,7 @@ from edgepose.runtime.cli import guarded
 from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.runtime.poses import Poses
 from edgepose.runtime.skeleton import COCO17
+from edgepose.training.recipe import open_recipe
 
 WHOLE = {
     "model": "qrpose_tiny",
@@ -191,10 +192,40 @@ def test_other_recipes_and_other_things_are_not_overwritten(
 ) -> None:
     monkeypatch.setattr(steps, "run_verb", Verbs(APS))
     run_steps(open_steps(recipe(tmp_path)), out, as_json=True)
-    with pytest.raises(EdgeposeError, match="holds a run of another recipe"):
+    with pytest.raises(EdgeposeError, match="holds a run that differs in recipe; choose another --out"):
         run_steps(open_steps(recipe(tmp_path, min_height=48)), out, as_json=True)
     with pytest.raises(EdgeposeError, match="holds other things than such a run"):
         run_steps(open_steps(recipe(tmp_path)), tmp_path, as_json=True)
+
+
+@pytest.mark.parametrize("changed", ["weights", "the recipe of tune", "the recipe of qat", "edgepose"])
+def test_a_run_does_not_go_on_from_another_start(
+    changed: str, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe of steps says the same, but not what lies behind the names in it."""
+    files = {name: tmp_path / name for name in ("weights", "the recipe of tune", "the recipe of qat")}
+    files["weights"].write_bytes(b"1")
+    for name, shipped in (("the recipe of tune", "qrpose_smoke"), ("the recipe of qat", "qrpose_tiny")):
+        open_recipe(shipped).save(files[name])
+    steps_of = {name: {"recipe": str(files[f"the recipe of {name}"])} for name in ("tune", "qat")}
+    plan = recipe(tmp_path, weights=str(files["weights"]), **steps_of)
+    monkeypatch.setattr(steps, "run_verb", Verbs({**APS, "tuned-bundle": 0.5}))
+    run_steps(open_steps(plan), out, as_json=True)
+    run_steps(open_steps(plan), out, as_json=True)
+    if changed == "weights":
+        files[changed].write_bytes(b"2")
+    elif changed == "edgepose":
+        monkeypatch.setattr(steps, "version", lambda _: "0.0.1")
+    else:
+        files[changed].write_text(files[changed].read_text().replace("seed: ", "seed: 1"))
+    with pytest.raises(EdgeposeError, match=f"holds a run that differs in {changed}; choose another --out"):
+        run_steps(open_steps(plan), out, as_json=True)
+
+
+def test_weights_that_are_not_there_are_missed_before_the_first_step(tmp_path: Path, out: Path) -> None:
+    with pytest.raises(EdgeposeError, match=r"none.safetensors: no such file of weights"):
+        run_steps(open_steps(recipe(tmp_path, weights="none.safetensors")), out, as_json=True)
+    assert not out.exists()
 
 
 def test_the_recipe_of_the_readme_opens(tmp_path: Path) -> None:

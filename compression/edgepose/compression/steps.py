@@ -3,15 +3,18 @@
     edgepose compress RECIPE.yaml --out FOLDER
 
 A step is the verbs that a user would type; its row joins the ledger, and one beyond the step's gate ends the
-run. What lies in the folder is not made again, so that a killed run goes on where it was.
+run. What lies in the folder is not made again, so that a killed run goes on where it was, if it starts from
+the same weights and recipes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,13 +24,14 @@ from rich.console import Console
 
 from edgepose.calibration.ledger import Gates, Ledger, Row, table
 from edgepose.runtime.child import run_verb
-from edgepose.runtime.drafts import draft_file, write_json
+from edgepose.runtime.drafts import draft_file, read_json, sha256, write_json
 from edgepose.runtime.errors import EdgeposeError, GateFailed
+from edgepose.training.models import shipped_weights
 from edgepose.training.recipe import open_recipe, require_fits
 from edgepose.training.sections import Section
 
 SUFFIXES = (".yaml", ".yml")
-KEPT, LEDGER = "recipe.yaml", "ledger.json"
+KEPT, START, LEDGER = "recipe.yaml", "start.json", "ledger.json"
 FLOAT, PRUNED, TUNED, INT8, TRAINED = "float", "pruned", "fine-tuned", "INT8", "INT8, trained on"
 # Of `edgepose verify`, by what a step makes.
 FLOAT_ROW, INT8_ROW = "ONNX FP32 (CPU)", "ONNX INT8 (CPU)"
@@ -211,19 +215,11 @@ class Run:
 
 
 def run_steps(recipe: Recipe, out: Path, as_json: bool) -> None:
-    """Compress by the recipe into the folder `out`, where a run of the same recipe goes on.
+    """Compress by the recipe into the folder `out`, where a run of the same start goes on.
 
     Raises GateFailed when a step loses more AP than its gate allows, after it joined the ledger.
     """
-    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-    kept = out / KEPT
-    if kept.exists() and kept.read_text(encoding="utf-8") != text:
-        raise EdgeposeError(f"{out}: holds a run of another recipe; choose another --out")
-    if out.exists() and not kept.exists() and any(out.iterdir()):
-        raise EdgeposeError(f"{out}: holds other things than such a run; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    with draft_file(kept) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    _begin(recipe, out)
     failed: list[str] = []
     for ledger in Run(recipe, out).steps():
         write_json(out / LEDGER, ledger.to_dict())
@@ -232,6 +228,45 @@ def run_steps(recipe: Recipe, out: Path, as_json: bool) -> None:
     _show(ledger, as_json)
     if failed:
         raise GateFailed(f"{out}: the run ends here: {'; '.join(failed)}")
+
+
+def _begin(recipe: Recipe, out: Path) -> None:
+    """Keep the recipe and the start of the run in `out`. Raises EdgeposeError when there is another in it."""
+    start = _start(recipe)
+    if (out / START).exists():
+        kept = read_json(out / START, "what a run starts from")
+        if other := [name for name, value in start.items() if kept.get(name) != value]:
+            raise EdgeposeError(
+                f"{out}: holds a run that differs in {', '.join(other)}; choose another --out"
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise EdgeposeError(f"{out}: holds other things than such a run; choose another --out")
+    write_json(out / START, start)
+    with draft_file(out / KEPT) as temporary:
+        temporary.write_text(
+            yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
+        )
+
+
+def _start(recipe: Recipe) -> dict[str, Any]:
+    """What a run starts from: what is in the files that the recipe names, not their names alone."""
+    weights = shipped_weights(recipe.model) if recipe.weights is None else Path(recipe.weights)
+    if not weights.is_file():
+        raise EdgeposeError(f"{weights}: no such file of weights")
+    return {
+        "edgepose": version("edgepose"),
+        "recipe": recipe.model_dump(mode="json"),
+        "weights": sha256(weights),
+        "the recipe of tune": _content(recipe.tune),
+        "the recipe of qat": _content(recipe.qat),
+    }
+
+
+def _content(step: Tune | Train | None) -> str | None:
+    """The sha256 of all that the step's recipe says."""
+    if step is None:
+        return None
+    return hashlib.sha256(open_recipe(step.recipe).to_yaml().encode()).hexdigest()
 
 
 def _show(ledger: Ledger, as_json: bool) -> None:
