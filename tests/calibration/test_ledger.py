@@ -71,6 +71,11 @@ def test_each_gate_fails_in_words(ledger: Ledger) -> None:
     moved = with_row(ledger, a_row("INT8", 0.7, 1.25)).verdict()
     assert moved == ["INT8: joints move by 1.25 px (median), 1.00 px are allowed"]
     assert len(with_row(ledger, a_row("INT8", 0.1, 9)).verdict()) == 2
+    own = replace(a_row("INT8", 0.685), max_ap_loss=0.02)
+    assert with_row(ledger, own).verdict() == []
+    assert with_row(ledger, replace(own, max_ap_loss=0.001)).verdict() == [
+        "INT8: loses 1.50 points of AP, 0.10 are allowed"
+    ]
     floor = replace(ledger, gates=Gates(min_ap=0.75))
     assert floor.verdict() == ["torch FP32: AP 0.700 is below 0.750"]
 

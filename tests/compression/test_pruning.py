@@ -20,7 +20,7 @@ from edgepose.compression.channels import INPUTS, OUTPUTS, Group, Indices, Part,
 from edgepose.compression.dependencies import groups_of
 from edgepose.compression.importance import by_magnitude, by_taylor
 from edgepose.compression.prune import pruned
-from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.training.checkpoint import save_tensors
 from edgepose.training.models import build, family_of, load_published
 from edgepose.training.models.querypose.config import Config
@@ -205,7 +205,7 @@ def test_the_least_important_leave_first_and_in_steps() -> None:
     assert kept.tolist() == list(range(8))
     (kept,) = allocate(clock(), [importance], 10.0)
     assert len(kept) == 16
-    with pytest.raises(EdgeposeError, match=r"no more than 1\.54 times the speed"):
+    with pytest.raises(GateFailed, match=r"no more than 1\.54 times the speed"):
         allocate(clock(), [importance], 6.0)
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from edgepose.runtime.cli import guarded
 from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.runtime.poses import Poses
 from edgepose.runtime.skeleton import COCO17
+from edgepose.training.recipe import open_recipe
 
 WHOLE = {
     "model": "qrpose_tiny",
@@ -72,6 +71,7 @@ class Verbs:
         (bundle / "ledger.json").write_text(json.dumps(ledger.to_dict()))
 
 
+GATES = ("--max-ap-loss", "--max-drift", "--min-height")
 APS = {"float": 0.5, "pruned-bundle": 0.42, "tuned-bundle": 0.49, "int8": 0.495, "trained": 0.498}
 
 
@@ -95,7 +95,7 @@ def test_the_steps_follow_one_another_and_end_in_one_ledger(
     tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     verbs = Verbs(APS)
-    monkeypatch.setattr(steps, "_edgepose", verbs)
+    monkeypatch.setattr(steps, "run_verb", verbs)
     run_steps(open_steps(recipe(tmp_path)), out, as_json=False)
     assert " ".join(line.split()[0] for line in verbs.lines) == (
         "export verify prune export verify train export verify "
@@ -117,7 +117,7 @@ def test_the_steps_follow_one_another_and_end_in_one_ledger(
 
 def test_steps_are_optional(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     verbs = Verbs(APS)
-    monkeypatch.setattr(steps, "_edgepose", verbs)
+    monkeypatch.setattr(steps, "run_verb", verbs)
     run_steps(open_steps(recipe(tmp_path, prune=None, tune=None, qat=None)), out, as_json=True)
     assert stages(out) == ["float", "INT8"]
     compressing = next(line for line in verbs.lines if line.startswith("compress"))
@@ -128,10 +128,26 @@ def test_steps_are_optional(tmp_path: Path, out: Path, monkeypatch: pytest.Monke
 def test_a_gate_ends_the_run_after_its_row(
     tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "_edgepose", Verbs({**APS, "tuned-bundle": 0.46}))
-    with pytest.raises(GateFailed, match=r"fine-tuned loses 4.00 points of AP, 3.00 are allowed"):
+    monkeypatch.setattr(steps, "run_verb", Verbs({**APS, "tuned-bundle": 0.46}))
+    words = "fine-tuned: loses 4.00 points of AP, 3.00 are allowed"
+    with pytest.raises(GateFailed, match=f"the run ends here: {words}$"):
         run_steps(open_steps(recipe(tmp_path)), out, as_json=True)
     assert stages(out) == ["float", "pruned", "fine-tuned"]
+    ledger = json.loads((out / "ledger.json").read_text())
+    assert (ledger["passed"], ledger["verdict"]) == (False, [words])
+
+
+def test_each_step_has_a_gate_of_its_own(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One point, where the recipe says nothing; what prune leaves is judged by the gate of tune."""
+    monkeypatch.setattr(steps, "run_verb", Verbs({**APS, "pruned-bundle": 0.0, "tuned-bundle": 0.491}))
+    changes = {"prune": {"data": "x"}, "tune": {"recipe": "qrpose_smoke"}}
+    run_steps(open_steps(recipe(tmp_path, **changes)), out, as_json=True)
+    ledger = json.loads((out / "ledger.json").read_text())
+    assert ledger["passed"]
+    assert [each["max_ap_loss"] for each in ledger["rows"]] == [None, 1.0, 0.01, 0.01, 0.01]
+    monkeypatch.setattr(steps, "run_verb", Verbs({**APS, "tuned-bundle": 0.48}))
+    with pytest.raises(GateFailed, match=r"fine-tuned: loses 2.00 points of AP, 1.00 are allowed"):
+        run_steps(open_steps(recipe(tmp_path, **changes)), tmp_path / "other", as_json=True)
 
 
 @pytest.mark.parametrize("place", ["prune ", "train ", "compress ", "qat ", "verify {out}/int8"])
@@ -140,14 +156,14 @@ def test_a_killed_run_goes_on_where_it_was(
 ) -> None:
     file = recipe(tmp_path)
     killed = Verbs(APS, place.format(out=out))
-    monkeypatch.setattr(steps, "_edgepose", killed)
+    monkeypatch.setattr(steps, "run_verb", killed)
     with pytest.raises(KeyboardInterrupt):
         run_steps(open_steps(file), out, as_json=True)
     again = Verbs(APS)
-    monkeypatch.setattr(steps, "_edgepose", again)
+    monkeypatch.setattr(steps, "run_verb", again)
     run_steps(open_steps(file), out, as_json=True)
     whole = Verbs(APS)
-    monkeypatch.setattr(steps, "_edgepose", whole)
+    monkeypatch.setattr(steps, "run_verb", whole)
     run_steps(open_steps(file), tmp_path / "whole", as_json=True)
     assert [line.split()[0] for line in (*killed.lines[:-1], *again.lines)] == [
         line.split()[0] for line in whole.lines
@@ -159,46 +175,64 @@ def test_training_that_was_stopped_is_resumed(
     tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = recipe(tmp_path, prune=None)
-    monkeypatch.setattr(steps, "_edgepose", Verbs(APS, "train "))
+    monkeypatch.setattr(steps, "run_verb", Verbs(APS, "train "))
     with pytest.raises(KeyboardInterrupt):
         run_steps(open_steps(file), out, as_json=True)
     (out / "tuned").mkdir()
     (out / "tuned" / "checkpoint.safetensors").touch()
     again = Verbs(APS, "train ")
-    monkeypatch.setattr(steps, "_edgepose", again)
+    monkeypatch.setattr(steps, "run_verb", again)
     with pytest.raises(KeyboardInterrupt):
         run_steps(open_steps(file), out, as_json=True)
     assert again.lines[-1].endswith("--resume")
 
 
-@pytest.mark.parametrize(
-    ("code", "may_fail", "raised"),
-    [
-        (0, False, None),
-        (1, True, None),
-        (1, False, EdgeposeError),
-        (2, True, EdgeposeError),
-        (130, True, KeyboardInterrupt),
-    ],
-)
-def test_what_a_verb_says_ends_the_run_or_not(
-    code: int, may_fail: bool, raised: type[BaseException] | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """verify fails at gates of its own, which are not the recipe's; all else that fails is the end."""
-    monkeypatch.setattr(steps.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=code))
-    with nullcontext() if raised is None else pytest.raises(raised):
-        steps._edgepose("verify", "bundle", may_fail=may_fail)
-
-
 def test_other_recipes_and_other_things_are_not_overwritten(
     tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "_edgepose", Verbs(APS))
+    monkeypatch.setattr(steps, "run_verb", Verbs(APS))
     run_steps(open_steps(recipe(tmp_path)), out, as_json=True)
-    with pytest.raises(EdgeposeError, match="holds a run of another recipe"):
+    with pytest.raises(EdgeposeError, match="holds a run that differs in recipe; choose another --out"):
         run_steps(open_steps(recipe(tmp_path, min_height=48)), out, as_json=True)
     with pytest.raises(EdgeposeError, match="holds other things than such a run"):
         run_steps(open_steps(recipe(tmp_path)), tmp_path, as_json=True)
+
+
+@pytest.mark.parametrize("changed", ["weights", "the recipe of tune", "the recipe of qat", "edgepose"])
+def test_a_run_does_not_go_on_from_another_start(
+    changed: str, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe of steps says the same, but not what lies behind the names in it."""
+    files = {name: tmp_path / name for name in ("weights", "the recipe of tune", "the recipe of qat")}
+    files["weights"].write_bytes(b"1")
+    for name, shipped in (("the recipe of tune", "qrpose_smoke"), ("the recipe of qat", "qrpose_tiny")):
+        open_recipe(shipped).save(files[name])
+    steps_of = {name: {"recipe": str(files[f"the recipe of {name}"])} for name in ("tune", "qat")}
+    plan = recipe(tmp_path, weights=str(files["weights"]), **steps_of)
+    monkeypatch.setattr(steps, "run_verb", Verbs({**APS, "tuned-bundle": 0.5}))
+    run_steps(open_steps(plan), out, as_json=True)
+    run_steps(open_steps(plan), out, as_json=True)
+    if changed == "weights":
+        files[changed].write_bytes(b"2")
+    elif changed == "edgepose":
+        monkeypatch.setattr(steps, "version", lambda _: "0.0.1")
+    else:
+        files[changed].write_text(files[changed].read_text().replace("seed: ", "seed: 1"))
+    with pytest.raises(EdgeposeError, match=f"holds a run that differs in {changed}; choose another --out"):
+        run_steps(open_steps(plan), out, as_json=True)
+
+
+def test_weights_that_are_not_there_are_missed_before_the_first_step(tmp_path: Path, out: Path) -> None:
+    with pytest.raises(EdgeposeError, match=r"none.safetensors: no such file of weights"):
+        run_steps(open_steps(recipe(tmp_path, weights="none.safetensors")), out, as_json=True)
+    assert not out.exists()
+
+
+def test_the_recipe_of_the_readme_opens(tmp_path: Path) -> None:
+    readme = Path(__file__).parents[2] / "compression" / "README.md"
+    (tmp_path / "steps.yaml").write_text(readme.read_text().split("```yaml\n")[1].split("```")[0])
+    found = open_steps(tmp_path / "steps.yaml")
+    assert all((found.prune, found.tune, found.quantize, found.qat))
 
 
 @pytest.mark.parametrize(
@@ -212,6 +246,7 @@ def test_other_recipes_and_other_things_are_not_overwritten(
             "key 'prune.speed': Input should be gre",
         ),
         ("model: x\ndata: y\nqat: {recipe: z}", "qat trains what quantize makes; add the section quantize"),
+        ("model: x\ndata: y\nprune: {data: z}", "tune judges what prune leaves; add the section tune"),
         (
             "model: qrpose_edge\ndata: y\ntune: {recipe: qrpose_smoke}",
             "qrpose_smoke: trains qrpose_tiny; choose",
@@ -238,7 +273,11 @@ def test_the_verb_refuses_what_does_not_go_together(
 
     assert run(tmp_path / "no.yaml", "--out", tmp_path / "out") == 2
     assert "no such recipe of steps" in capsys.readouterr().err
-    assert run(recipe(tmp_path), "--auto", "synthetic:count=2", "--out", tmp_path / "out") == 2
-    assert "a recipe of steps says all itself" in capsys.readouterr().err
+    for option, value in (("--auto", "synthetic:count=2"), *((gate, 0.2) for gate in GATES)):
+        assert run(recipe(tmp_path), option, value, "--out", tmp_path / "out") == 2
+        assert "a recipe of steps says all itself" in capsys.readouterr().err
+    for gate in GATES:
+        assert run(tmp_path / "bundle", gate, 0.2, "--out", tmp_path / "out") == 2
+        assert "are for --auto; give it, too" in capsys.readouterr().err
     assert run(tmp_path / "bundle", "--out", tmp_path / "out") == 2
     assert "Missing option '--calibration'" in capsys.readouterr().err

@@ -198,7 +198,6 @@ def test_a_pruned_sparse_network_goes_through_the_whole_chain(sparse: Path, tmp_
         (("qrpose_tinny",), "did you mean 'qrpose_tiny'?"),
         (("qrpose_edge",), "no weights are shipped for it"),
         ((MODEL, "--weights", "none.safetensors"), "no such file of weights"),
-        ((MODEL, "--speed", 50), "times the speed by leaving out channels; ask for less"),
     ],
 )
 def test_errors_are_one_sentence(
@@ -207,6 +206,15 @@ def test_errors_are_one_sentence(
     words = (*words, "--data", DATA, "--importance", "magnitude", "--out", tmp_path / "out")
     assert run(prune, *words)[0] == 2
     assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_speed_that_no_channel_brings_fails_the_gate(
+    steady: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (MODEL, "--data", DATA, "--importance", "magnitude", "--speed", 50, "--out", tmp_path / "out")
+    assert run(prune, *words)[0] == 1
+    assert "times the speed by leaving out channels; ask for less" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -3,6 +3,10 @@
 import errno
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import click
@@ -56,6 +60,37 @@ def test_a_wrong_path_is_one_sentence_that_names_it(out, named, reason, tmp_path
     assert cli.guarded(lambda: write_json(tmp_path / out, {})) == 2
     sentence = f"{reason}; give another path or the right to use it\n"
     assert re.fullmatch(rf"edgepose: {tmp_path}/.*{named}.*: {sentence}", capsys.readouterr().err)
+
+
+WRITING = """
+import sys, time
+from pathlib import Path
+import click
+from edgepose.runtime import cli
+from edgepose.runtime.drafts import draft_folder
+
+@click.command()
+@click.argument("out")
+def write(out):
+    with draft_folder(Path(out)) as draft:
+        (draft / "half").touch()
+        time.sleep(60)
+
+cli.VERBS["write"] = cli.Verb("__main__:write", "")
+cli.main()
+"""
+
+
+def test_sigterm_leaves_nothing_half_written(tmp_path) -> None:
+    command = [sys.executable, "-c", WRITING, "write", str(tmp_path / "out")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.rglob("half")) and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.strip() == "edgepose: interrupted; nothing half-written was left behind"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from edgepose.runtime.errors import EdgeposeError
 from edgepose.training.average import Average
 from edgepose.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from edgepose.training.families import course_of
-from edgepose.training.loop import CHECKPOINT, RECIPE, WEIGHTS, Trainer, precision_of, rate_at
+from edgepose.training.loop import CHECKPOINT, RECIPE, WEIGHTS, Stop, Trainer, precision_of, rate_at
 from edgepose.training.models import build, load_published
 from edgepose.training.models.weights import read_weights
 from edgepose.training.recipe import open_recipe
@@ -105,6 +105,15 @@ def test_ctrl_c_saves_a_checkpoint_and_resume_goes_on(
     assert load_checkpoint(out / CHECKPOINT)[1].step == 3
     train_and_score(smoke(name), out, resume=True)
     assert same(whole / WEIGHTS, out / WEIGHTS)
+
+
+def test_ctrl_c_after_a_signal_interrupts_at_once_and_sigterm_does_not() -> None:
+    with Stop.on_signal() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wanted
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgepose.compression.channels import INPUTS, OUTPUTS, Group, Indices
-from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.errors import GateFailed
 from edgepose.runtime.oks import F64
 
 LEAST = 0.25  # of a group's units stay, and at least one step
@@ -47,15 +47,15 @@ class Clock:
 def allocate(clock: Clock, importance: Sequence[F64], limit: float) -> list[Indices]:
     """The units that stay in each group, so that the predicted time is `limit` seconds at most.
 
-    Step by step the units leave whose importance is least for the time that they take. Raises EdgeposeError
-    when the time cannot be reached.
+    Step by step the units leave whose importance is least for the time that they take. Raises GateFailed when
+    the time cannot be reached.
     """
     ranked = [np.sort(values) for values in importance]
     kept = [group.units for group in clock.groups]
     while (now := clock.seconds(kept)) > limit:
         best = min(_steps(clock, ranked, kept, now), default=None)
         if best is None:
-            raise EdgeposeError(
+            raise GateFailed(
                 f"no more than {clock.times.total / now:.2f} times the speed by leaving out channels; "
                 "ask for less"
             )

@@ -3,17 +3,18 @@
     edgepose compress RECIPE.yaml --out FOLDER
 
 A step is the verbs that a user would type; its row joins the ledger, and one beyond the step's gate ends the
-run. What lies in the folder is not made again, so that a killed run goes on where it was.
+run. What lies in the folder is not made again, so that a killed run goes on where it was, if it starts from
+the same weights and recipes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,29 +23,32 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
 from rich.console import Console
 
 from edgepose.calibration.ledger import Gates, Ledger, Row, table
-from edgepose.runtime.drafts import draft_file, write_json
+from edgepose.runtime.child import run_verb
+from edgepose.runtime.drafts import draft_file, read_json, sha256, write_json
 from edgepose.runtime.errors import EdgeposeError, GateFailed
+from edgepose.training.models import shipped_weights
 from edgepose.training.recipe import open_recipe, require_fits
 from edgepose.training.sections import Section
 
-log = logging.getLogger(__name__)
-
 SUFFIXES = (".yaml", ".yml")
-KEPT, LEDGER = "recipe.yaml", "ledger.json"
+KEPT, START, LEDGER = "recipe.yaml", "start.json", "ledger.json"
 FLOAT, PRUNED, TUNED, INT8, TRAINED = "float", "pruned", "fine-tuned", "INT8", "INT8, trained on"
 # Of `edgepose verify`, by what a step makes.
 FLOAT_ROW, INT8_ROW = "ONNX FP32 (CPU)", "ONNX INT8 (CPU)"
+# AP alone, by each row's own gate: pruned networks differ from the given one in all the rest.
+GATES = Gates(max_median_drift_px=1e6, max_more_duplicates=1e6, min_region_overlap=0.0, max_refined_shift=1.0)
 
 
 class Step(Section):
     """What every step has."""
 
-    max_ap_loss: NonNegativeFloat = 100.0  # points below the network that was given
+    max_ap_loss: NonNegativeFloat = 1.0  # points below the network that was given
 
 
 class Prune(Step):
     """`edgepose prune`."""
 
+    max_ap_loss: NonNegativeFloat = 100.0  # nobody may be found until tune has passed; its gate judges
     speed: Annotated[float, Field(gt=1)] = 1.6
     data: str
 
@@ -58,7 +62,6 @@ class Tune(Step):
 class Quantize(Step):
     """`edgepose calibrate` and `edgepose compress`."""
 
-    max_ap_loss: NonNegativeFloat = 1.0
     data: str
     count: PositiveInt = 300
     options: tuple[str, ...] = ()  # of `edgepose compress`, such as --keep-float=backbone.stem
@@ -67,7 +70,6 @@ class Quantize(Step):
 class Train(Step):
     """`edgepose qat`."""
 
-    max_ap_loss: NonNegativeFloat = 1.0
     recipe: str
     steps: PositiveInt = 300
 
@@ -101,6 +103,10 @@ def open_steps(path: Path) -> Recipe:
         raise EdgeposeError(f"{path}: key {key!r}: {first['msg']}") from error
     if recipe.qat is not None and recipe.quantize is None:
         raise EdgeposeError(f"{path}: qat trains what quantize makes; add the section quantize")
+    if recipe.prune and not recipe.tune and "max_ap_loss" not in recipe.prune.model_fields_set:
+        raise EdgeposeError(
+            f"{path}: tune judges what prune leaves; add the section tune, or prune.max_ap_loss"
+        )
     # Else they would be found wrong after all the steps before them.
     for step in (recipe.tune, recipe.qat):
         if step is not None:
@@ -118,22 +124,23 @@ class Run:
     weights: list[str] = field(default_factory=list)  # --weights FILE of the newest floats, if not shipped
     environment: dict[str, str] = field(default_factory=dict)
 
-    def steps(self) -> Iterator[tuple[str, float]]:
-        """Do one step after the other; the name of each one done and the points of AP that it may lose."""
+    def steps(self) -> Iterator[Ledger]:
+        """Do one step after the other; the ledger after each."""
         recipe = self.recipe
         self.weights = ["--weights", recipe.weights] if recipe.weights is not None else []
         self._float(FLOAT, "float")
-        yield FLOAT, 0.0
-        steps: tuple[tuple[str, Callable[[Any], None], Step | None], ...] = (
-            (PRUNED, self._prune, recipe.prune),
-            (TUNED, self._tune, recipe.tune),
-            (INT8, self._quantize, recipe.quantize),
-            (TRAINED, self._train, recipe.qat),
+        yield self._ledger()
+        steps: tuple[tuple[Callable[[Any], None], Step | None], ...] = (
+            (self._prune, recipe.prune),
+            (self._tune, recipe.tune),
+            (self._quantize, recipe.quantize),
+            (self._train, recipe.qat),
         )
-        for stage, do, step in steps:
+        for do, step in steps:
             if step is not None:
                 do(step)
-                yield stage, step.max_ap_loss
+                self.rows[-1] = replace(self.rows[-1], max_ap_loss=step.max_ap_loss / 100)
+                yield self._ledger()
 
     def _float(self, stage: str, name: str) -> None:
         """Export the newest floats as the bundle `name` and measure it."""
@@ -179,14 +186,14 @@ class Run:
     def _make(self, name: str, verb: str, *arguments: object) -> None:
         """Let a verb write the folder `name`, unless it is there: verbs leave none that is not whole."""
         if not (self.out / name).exists():
-            _edgepose(verb, *arguments, "--out", self.out / name)
+            run_verb(verb, *arguments, "--out", self.out / name)
 
     def _learn(self, name: str, last: str, verb: str, *arguments: object) -> None:
         """Let a verb that can resume fill the folder `name` until `last` is in it."""
         folder = self.out / name
         resume = ("--resume",) if (folder / "checkpoint.safetensors").exists() else ()
         if not (folder / last).exists():
-            _edgepose(verb, *arguments, "--out", folder, *resume)
+            run_verb(verb, *arguments, "--out", folder, *resume)
 
     def _measure(self, stage: str, bundle: Path, row: str) -> None:
         """Score a bundle; its `row` joins the ledger as `stage`."""
@@ -194,7 +201,7 @@ class Run:
         if not place.exists():
             shown = ("--data", self.recipe.data, "--min-height", self.recipe.min_height)
             # Its gates are about the bundle's own floats, ours about the network that was given.
-            _edgepose("verify", bundle, *shown, *self.weights, may_fail=True)
+            run_verb("verify", bundle, *shown, *self.weights, may_fail=True)
         ledger = Ledger.from_dict(json.loads(place.read_text(encoding="utf-8")), str(place))
         found = next(each for each in ledger.rows if each.stage == row)
         self.environment = ledger.environment
@@ -202,36 +209,64 @@ class Run:
         # Times of different runs cannot be compared: `edgepose bench` times the bundles in turns.
         self.rows.append(replace(found, stage=stage, drift=drift, difference=None, latency=None))
 
-    def ledger(self) -> Ledger:
+    def _ledger(self) -> Ledger:
         """All steps so far, the network that was given first."""
-        return Ledger(tuple(self.rows), Gates(1.0, 1e6), self.environment, {"evaluation": self.recipe.data})
+        return Ledger(tuple(self.rows), GATES, self.environment, {"evaluation": self.recipe.data})
 
 
 def run_steps(recipe: Recipe, out: Path, as_json: bool) -> None:
-    """Compress by the recipe into the folder `out`, where a run of the same recipe goes on.
+    """Compress by the recipe into the folder `out`, where a run of the same start goes on.
 
     Raises GateFailed when a step loses more AP than its gate allows, after it joined the ledger.
     """
-    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-    kept = out / KEPT
-    if kept.exists() and kept.read_text(encoding="utf-8") != text:
-        raise EdgeposeError(f"{out}: holds a run of another recipe; choose another --out")
-    if out.exists() and not kept.exists() and any(out.iterdir()):
-        raise EdgeposeError(f"{out}: holds other things than such a run; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    with draft_file(kept) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    run, failure = Run(recipe, out), ""
-    for stage, allowed in run.steps():
-        ledger = run.ledger()
+    _begin(recipe, out)
+    failed: list[str] = []
+    for ledger in Run(recipe, out).steps():
         write_json(out / LEDGER, ledger.to_dict())
-        lost = 100 * ledger.ap_loss(ledger.rows[-1])
-        if lost > allowed:
-            failure = f"{stage} loses {lost:.2f} points of AP, {allowed:.2f} are allowed"
+        if failed := ledger.verdict():
             break
-    _show(run.ledger(), as_json)
-    if failure:
-        raise GateFailed(f"{out}: the run ends here: {failure}")
+    _show(ledger, as_json)
+    if failed:
+        raise GateFailed(f"{out}: the run ends here: {'; '.join(failed)}")
+
+
+def _begin(recipe: Recipe, out: Path) -> None:
+    """Keep the recipe and the start of the run in `out`. Raises EdgeposeError when there is another in it."""
+    start = _start(recipe)
+    if (out / START).exists():
+        kept = read_json(out / START, "what a run starts from")
+        if other := [name for name, value in start.items() if kept.get(name) != value]:
+            raise EdgeposeError(
+                f"{out}: holds a run that differs in {', '.join(other)}; choose another --out"
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise EdgeposeError(f"{out}: holds other things than such a run; choose another --out")
+    write_json(out / START, start)
+    with draft_file(out / KEPT) as temporary:
+        temporary.write_text(
+            yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
+        )
+
+
+def _start(recipe: Recipe) -> dict[str, Any]:
+    """What a run starts from: what is in the files that the recipe names, not their names alone."""
+    weights = shipped_weights(recipe.model) if recipe.weights is None else Path(recipe.weights)
+    if not weights.is_file():
+        raise EdgeposeError(f"{weights}: no such file of weights")
+    return {
+        "edgepose": version("edgepose"),
+        "recipe": recipe.model_dump(mode="json"),
+        "weights": sha256(weights),
+        "the recipe of tune": _content(recipe.tune),
+        "the recipe of qat": _content(recipe.qat),
+    }
+
+
+def _content(step: Tune | Train | None) -> str | None:
+    """The sha256 of all that the step's recipe says."""
+    if step is None:
+        return None
+    return hashlib.sha256(open_recipe(step.recipe).to_yaml().encode()).hexdigest()
 
 
 def _show(ledger: Ledger, as_json: bool) -> None:
@@ -239,15 +274,3 @@ def _show(ledger: Ledger, as_json: bool) -> None:
         print(json.dumps(ledger.to_dict(), indent=1))
     else:
         Console(file=sys.stdout, width=100).print(table(ledger))
-
-
-def _edgepose(*words: object, may_fail: bool = False) -> None:
-    """Run a verb as a user would; its bars and words go where ours do. `may_fail`: at a gate of its own."""
-    line = [str(word) for word in words]
-    log.info("edgepose %s", " ".join(line))
-    command = [sys.executable, "-m", "edgepose.runtime.cli", *line]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
-    if done.returncode == 130:
-        raise KeyboardInterrupt
-    if done.returncode not in ((0, 1) if may_fail else (0,)):
-        raise EdgeposeError(f"`edgepose {line[0]}` failed (exit code {done.returncode}); see above")

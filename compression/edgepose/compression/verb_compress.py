@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 import numpy as np
+from click.core import ParameterSource
 
 from edgepose.calibration.boxes import Labels, open_detector, read_detections
 from edgepose.calibration.calibration_set import CalibrationSet, audit, load_calibration_set, require_useful
@@ -36,6 +37,7 @@ from edgepose.runtime.progress import track
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown.twostage import QUALITY
 
+OF_RECIPES, OF_AUTO = {"bundle", "out", "as_json"}, {"max_ap_loss", "max_drift", "min_height"}
 NAMED = 4  # layers that stay float for the same reason; all are in the plan
 KEPT_FRAMES = 4  # calibration pictures that travel on as golden inputs
 
@@ -111,9 +113,8 @@ def compress(
     With a RECIPE of steps: prune, fine-tune, quantize and train in INT8, each step measured and stopping at
     its gate; the other options are the recipe's. A run in the same OUT goes on where it was.
     """
+    _require_of_use(bundle.suffix in SUFFIXES)
     if bundle.suffix in SUFFIXES:
-        if calibration or weights or detector or boxes or keep_float or auto:
-            raise click.UsageError("a recipe of steps says all itself; give --out and --json alone")
         run_steps(open_steps(bundle), out, as_json)
         return
     if calibration is None:
@@ -145,6 +146,17 @@ def compress(
             {name: version(name) for name in ("edgepose", "nncf", "onnx", "torch")},
         )
     _report(out, found.quantized, found.point, as_json)
+
+
+def _require_of_use(recipe: bool) -> None:
+    """Refuse options that would do nothing: most beside a recipe of steps, gates without --auto."""
+    context = click.get_current_context()
+    source = context.get_parameter_source
+    given = {name for name in context.params if source(name) is ParameterSource.COMMANDLINE}
+    if recipe and given - OF_RECIPES:
+        raise click.UsageError("a recipe of steps says all itself; give --out and --json alone")
+    if "auto" not in given and given & OF_AUTO:
+        raise click.UsageError("--max-ap-loss, --max-drift and --min-height are for --auto; give it, too")
 
 
 def _frames(

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from edgepose.calibration.synthetic import write_video
 from edgepose.export.dial import Curve
 from edgepose.export.streamcheck import StreamScore, score_stream
 from edgepose.runtime.bundle import Bundle
+from edgepose.runtime.child import command_of, run_verb
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.poses import Poses
 from edgepose.runtime.stream.client import ReceivedFrame, read_rtsp
@@ -31,13 +31,6 @@ from edgepose.training.models import has_weights
 MARKER = ".edgepose-demo"
 EVALUATION_SEED, CALIBRATION_SEED, VIDEO_SEED = 7, 11, 3
 VIDEO_SIZE, VIDEO_FPS, VIDEO_SECONDS = (640, 480), 25, 12
-EXIT_CODES = {
-    1: "a gate failed",
-    2: "wrong input",
-    3: "a library is missing",
-    4: "hardware",
-    130: "interrupted",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +95,9 @@ class Commands:
         return line
 
     def run(self, *arguments: object, may_fail: bool = False) -> str:
-        """Its standard output. Raises EdgeposeError when it fails, except by a gate that may fail."""
+        """Its standard output. Raises the error of its exit code, except by a gate that may fail."""
         self.line(*(argument for argument in arguments if argument != "--json"))
-        done = subprocess.run(_argv(arguments), stdout=subprocess.PIPE, text=True, check=False)
-        if done.returncode not in ((0, 1) if may_fail else (0,)):
-            meaning = EXIT_CODES.get(done.returncode, f"exit code {done.returncode}")
-            raise EdgeposeError(f"the demo stops: `edgepose {arguments[0]}` failed ({meaning}); see above")
-        return done.stdout
-
-
-def _argv(arguments: Sequence[object]) -> list[str]:
-    return [sys.executable, "-m", "edgepose.runtime.cli", *map(str, arguments)]
+        return run_verb(*arguments, may_fail=may_fail)
 
 
 def clean(out: Path) -> None:
@@ -217,7 +202,7 @@ class _Server:
 def _served(commands: Commands, where: Sequence[object]) -> Iterator[_Server]:
     """The stream serves while the block lasts."""
     commands.line("stream", *where)
-    command = _argv(("stream", *where, "--json"))
+    command = command_of("stream", *where, "--json")
     process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with process:  # waited for, whatever happens
         try:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import importlib
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
+from types import FrameType
 from typing import Any, NamedTuple
 
 import click
@@ -127,8 +129,15 @@ def _told(error: Exception) -> EdgeposeError | None:
     return None
 
 
+def _terminated(number: int, _: FrameType | None) -> None:
+    """SIGTERM ends a verb as Ctrl-C does. Once: where a whole group is told, it may come twice."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Entry point of the console script."""
+    signal.signal(signal.SIGTERM, _terminated)
     sys.exit(guarded(lambda: edgepose.main(standalone_mode=False)))
 
 

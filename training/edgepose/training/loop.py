@@ -59,11 +59,14 @@ class Stop:
     @classmethod
     @contextlib.contextmanager
     def on_signal(cls) -> Iterator[Stop]:
-        """Handles both signals inside; a second one interrupts at once."""
+        """Handles both signals inside; Ctrl-C after one of them interrupts at once.
+
+        Not SIGTERM: it comes twice where a whole group is told and who started us passes theirs on.
+        """
         stop = cls()
 
         def handler(number: int, _: FrameType | None) -> None:
-            if stop.wanted:
+            if stop.wanted and number == signal.SIGINT:
                 raise KeyboardInterrupt
             stop.wanted = True
 
