@@ -141,6 +141,8 @@ class _Driver:
         return OK, made
 
     def cuGraphInstantiate(self, graph: int, flags: int) -> Answer:  # noqa: N802
+        if self._gpu.faults.no_room_for_graphs:
+            return CUresult.CUDA_ERROR_OUT_OF_MEMORY, 0
         self._graphs[made := next(self._handles)] = list(self._graphs[graph])
         return OK, made
 

@@ -25,6 +25,10 @@ class DeviceLost(HardwareError):
     """The GPU or its context answers no more; nothing on it can be trusted or used again."""
 
 
+class NotLoaded(EdgeposeError):
+    """Compiled code that this GPU does not take, such as that for another one."""
+
+
 class NotRecorded(EdgeposeError):
     """The work cannot be made a CUDA graph; done step by step it is the same work."""
 
@@ -70,7 +74,10 @@ class Cuda(Protocol):
         ...
 
     def kernel(self, cubin: bytes, name: str) -> Any:
-        """A function of compiled code, which stays loaded until `close`."""
+        """A function of compiled code, which stays loaded until `close`.
+
+        Raises NotLoaded instead of DeviceLost.
+        """
         ...
 
     def launch(
