@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgepose.runtime.errors import EdgeposeError, HardwareError
+from edgepose.runtime.errors import EdgeposeError, HardwareError, require
 
 Bytes = npt.NDArray[np.uint8]
 THREADS = (16, 16, 1)  # of a block, in every launch: what `prepare.cu` is written for
@@ -127,10 +127,16 @@ def any_library() -> str:
     return next(iter(_DRIVERS))
 
 
-def open_cuda(library: str = "pycuda") -> Cuda:
-    """The first GPU through one of LIBRARIES. The driver must have been asked (`driver.require_gpu`)."""
+def require_library(library: str) -> None:
+    """Raises MissingLibrary when it is not there, EdgeposeError when it is none of LIBRARIES."""
     if library not in LIBRARIES:
         raise EdgeposeError(f"CUDA library {library!r}: choose one of {', '.join(LIBRARIES)}")
+    require(_DRIVERS[library])
+
+
+def open_cuda(library: str = "pycuda") -> Cuda:
+    """The first GPU through one of LIBRARIES. The driver must have been asked (`driver.require_gpu`)."""
+    require_library(library)
     module, _, name = LIBRARIES[library].partition(":")
     opened: Cuda = getattr(importlib.import_module(module), name)()
     return opened
