@@ -29,7 +29,7 @@ from edgepose.runtime.preprocess import prepare
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown import crop
 from edgepose.runtime.topdown.crop import Regions
-from edgepose.runtime.trt import engines, frames, nvrtc
+from edgepose.runtime.trt import engines, frames, kernel, nvrtc
 from edgepose.runtime.trt.build import Settings, build
 from edgepose.runtime.trt.cache import PLAN
 from edgepose.runtime.trt.cuda import LIBRARIES, DeviceLost, NotLoaded, NotRecorded, OutOfMemory, open_cuda
@@ -48,6 +48,7 @@ REAL_CUDA = os.environ.get("EDGEPOSE_TEST_CUDA")  # test_real_cuda.py runs a par
 MADE_BY = [REAL_CUDA] if REAL_CUDA else list(LIBRARIES)
 GRAPHS = [library for library in MADE_BY if library == "cuda-python"]
 LIMIT = 1.5  # of 255, before normalising: the issue's own
+AREA = 16  # where `area` stands among the fields of a Task
 
 
 def mirror(path: Path, kind: int = TensorProto.FLOAT, *, told: bool = False) -> Path:
@@ -457,6 +458,51 @@ def test_the_cuda_library_is_the_one_the_engine_was_built_with(bundle, install, 
     monkeypatch.setattr(engines, "open_cuda", lambda library: opened.append(library) or original(library))
     assert chosen(bundle) == (FrameEngine, "int8")
     assert opened == ["cuda-python"]
+
+
+def changed(task: bytes, **values: float) -> bytes:
+    """The Task with other values of `area`, or of `pad` for all channels."""
+    fields = list(kernel._LAYOUT.unpack(task))
+    fields[AREA] = values.get("area", fields[AREA])
+    fields[-3:] = [values.get("pad", value) for value in fields[-3:]]
+    return kernel._LAYOUT.pack(*fields)
+
+
+@pytest.mark.parametrize("fault", [{"area": 0}, {"pad": 0.0}], ids=["samples", "pads"])
+def test_a_kernel_is_proven_on_larger_and_on_padded_pictures(
+    fault: dict[str, float], bundle, install, cached, monkeypatch, caplog
+) -> None:
+    gpu = install("10.3")
+    gpu.integrated = False
+    make(bundle, cached)
+    original = frames.letterbox_task
+
+    def wrong(source: Source, spec: Spec) -> Any:
+        task, box = original(source, spec)
+        return changed(task, **fault), box
+
+    monkeypatch.setattr(frames, "letterbox_task", wrong)
+    assert chosen(bundle) == (TensorRtBackend, "int8")
+    assert "prepares the golden pictures wrongly" in caplog.text
+    assert (gpu.blocks, gpu.pinned) == ({}, {})
+
+
+@pytest.mark.parametrize("factor", [3, 1], ids=["steps", "border"])
+def test_a_kernel_that_cuts_wrongly_is_seen(factor: int, two_graphs, install, cached, monkeypatch) -> None:
+    """Crops of pictures three times as large, and such as reach beyond the frame."""
+    install("10.3")
+    original = frames.crop_task
+
+    def wrong(source: Source, regions: Regions, spec: Spec) -> Any:
+        task, inverses = original(source, regions, spec)
+        is_identity = np.allclose(inverses, np.eye(2, 3))
+        return task, inverses if is_identity or source.width != factor * spec.width else inverses + 1
+
+    monkeypatch.setattr(frames, "crop_task", wrong)
+    made = Engines(two_graphs, "coarse", Options(root=cached))
+    backend, _ = made.exactly("fp32")
+    with made.seeing(backend, "fp32") as seeing:
+        assert isinstance(seeing, TensorRtBackend)
 
 
 @pytest.mark.parametrize("fault", ["no compiler", "another picture"])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from edgepose.runtime.agreement import Array, Difference, largest
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.golden import INPUT, apart, limit, read
-from edgepose.runtime.preprocess import U8
+from edgepose.runtime.preprocess import U8, prepare
 from edgepose.runtime.spec import Spec
+from edgepose.runtime.topdown import crop
 from edgepose.runtime.topdown.crop import Regions
 from edgepose.runtime.topdown.twostage import MOST
 from edgepose.runtime.trt.board import Board, require_board
@@ -130,7 +131,10 @@ class Engines:
             return backend
         try:
             seeing = FrameEngine(backend, compiled(SOURCE.read_bytes(), self.board.sm), self._bundle.spec)
-            _require_sight(seeing, self._bundle, f"{self._graph}.{ANSWERS[precision]}")
+            with ExitStack() as stack:
+                stack.callback(seeing.release)
+                _require_sight(seeing, self._bundle, f"{self._graph}.{ANSWERS[precision]}")
+                stack.pop_all()
         except DeviceLost:
             backend.close()
             raise
@@ -324,27 +328,56 @@ def reproduce(
 
 
 def _require_sight(seeing: FrameEngine, bundle: Bundle, view: str) -> None:
-    """Raises NotReproduced when the engine answers what the kernel prepared as no golden picture."""
+    """Raises NotReproduced when the engine answers what the kernel prepared otherwise than what the CPU did.
+
+    Shown are the golden pictures, three times as large, and half beside padding or the frame: what the CPU
+    makes of these it makes without rounding, so the kernel has no excuse.
+    """
     spec, golden = bundle.spec, read(bundle)
+    look = _cut if spec.resize == "crop" else _letterboxed
     fed, seen = [], []
     for frame, known in zip(golden.frames, golden.known(spec), strict=True):
         others = {name: known[name] for name in seeing.inputs if name != INPUT}
-        fed.append(seeing.run({INPUT: known[INPUT], **others}))
-        is_crop = spec.resize == "crop"
-        seen.append(seeing.see_regions(frame, _whole(frame), others) if is_crop else seeing.see(frame)[0])
+        for images, answers in look(seeing, frame, others):
+            fed.append(seeing.run({INPUT: images, **others}))
+            seen.append(answers)
     furthest, allowed = apart(fed, seen, spec), limit(view, spec)
     if not furthest.within(allowed):
-        seeing.release()
         raise NotReproduced(
             f"the kernel prepares the golden pictures wrongly: answers are {_figures(furthest)} away, "
             f"allowed are {_figures(allowed)}"
         )
 
 
+Looks = Iterator[tuple[Array, dict[str, Array]]]  # what the CPU prepares, and the answers to the kernel's
+
+
+def _letterboxed(seeing: FrameEngine, frame: U8, others: Mapping[str, Array]) -> Looks:
+    assert not others, "who sees whole frames reads nothing else"
+    for shown in (frame, _tripled(frame), frame[:, : frame.shape[1] // 2]):
+        yield prepare(shown, seeing.spec)[0], seeing.see(shown)[0]
+
+
+def _cut(seeing: FrameEngine, frame: U8, others: Mapping[str, Array]) -> Looks:
+    whole = _whole(frame)
+    beyond = replace(whole, centres=whole.centres + np.rint(whole.sides / 2))
+    tripled = _tripled(frame)
+    from_it = Regions(3 * whole.centres + 1, 3 * whole.sides, whole.degrees)
+    for shown, regions in ((frame, whole), (tripled, from_it), (frame, beyond)):
+        yield crop.prepare(shown, regions, seeing.spec), seeing.see_regions(shown, regions, others)
+
+
 def _whole(frame: U8) -> Regions:
     """The region whose crop, of the frame's own size, is the frame."""
     size = np.array([[frame.shape[1] - 1.0, frame.shape[0] - 1.0]])
     return Regions(size / 2, size, np.zeros(1))
+
+
+def _tripled(frame: U8) -> U8:
+    """Each pixel nine times, the middle one inverted: who samples instead of averaging sees the negative."""
+    large = frame.repeat(3, 0).repeat(3, 1)
+    large[1::3, 1::3] = 255 - frame
+    return large
 
 
 def _figures(difference: Difference) -> str:

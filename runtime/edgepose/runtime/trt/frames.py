@@ -31,7 +31,7 @@ class FrameEngine:
 
     def __init__(self, engine: TensorRtBackend, cubin: bytes, spec: Spec) -> None:
         """`cubin`: prepare.cu for this GPU. Raises as `Cuda` does."""
-        self._engine, self._spec = engine, spec
+        self._engine, self.spec = engine, spec
         self._held: dict[str, Buffer] = {}  # the picture, and where its crops are
         with engine.owned():
             self._kernels = {kind: engine.cuda.kernel(cubin, name) for kind, name in _ENTRIES.items()}
@@ -54,13 +54,13 @@ class FrameEngine:
 
         Raises EdgeposeError when the rows are not those of the source.
         """
-        task, box = letterbox_task(source, self._spec)
+        task, box = letterbox_task(source, self.spec)
         return self._seen((rows, source), task, None, {}), box
 
     def see_regions(self, frame: U8, regions: Regions, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The engine's outputs for crops of a (H, W, 3) BGR frame; `feeds` are its other inputs by name."""
         rows, source = _packed(frame)
-        task, inverses = crop_task(source, regions, self._spec)
+        task, inverses = crop_task(source, regions, self.spec)
         return self._seen((rows, source), task, inverses, feeds)
 
     def _seen(
@@ -75,7 +75,7 @@ class FrameEngine:
             if inverses is not None:
                 uploads.append(self._filled("crops", inverses))
             chroma = source.pitch * source.height  # where the second plane begins
-            shape = (count, 3, self._spec.height, self._spec.width)
+            shape = (count, 3, self.spec.height, self.spec.width)
             work = (task, chroma, *(buffer.address for buffer, _ in uploads))
             write = self._writer(uploads, task, chroma, count)
             return self._engine.run_written(INPUT, shape, write, work, feeds)
@@ -84,7 +84,7 @@ class FrameEngine:
         self, uploads: Sequence[tuple[Buffer, int]], task: bytes, chroma: int, count: int
     ) -> Callable[[Place], None]:
         """What queues the uploads and the kernel."""
-        blocks = (-(-self._spec.width // THREADS[0]), -(-self._spec.height // THREADS[1]), count)
+        blocks = (-(-self.spec.width // THREADS[0]), -(-self.spec.height // THREADS[1]), count)
         picture, crops = uploads[0][0].address, uploads[1][0].address if len(uploads) > 1 else 0
 
         def write(place: Place) -> None:
