@@ -25,9 +25,13 @@ from edgepose.runtime.golden import apart, limit, read
 from edgepose.runtime.preprocess import Letterbox, prepare
 from edgepose.runtime.topdown import crop
 from edgepose.runtime.topdown.crop import Regions
+from edgepose.runtime.trt import engines as trt_engines
+from edgepose.runtime.trt.board import require_board
 from edgepose.runtime.trt.build import Settings
 from edgepose.runtime.trt.cuda import open_cuda
 from edgepose.runtime.trt.engines import Engines, Options
+from edgepose.runtime.trt.kernel import SOURCE
+from edgepose.runtime.trt.kernel_bench import shares
 from edgepose.runtime.trt.precision import ANSWERS, LADDER
 from edgepose.runtime.trt.runner import EngineRefused, TensorRtBackend
 
@@ -168,6 +172,18 @@ def test_the_kernel_cuts_people_as_the_cpu_does(place_of_crops) -> None:
                 answers = seeing.see_regions(frame, regions, others)
             expected = seeing.run({"images": crop.prepare(frame, regions, spec), **others})
         assert apart([expected], [answers], spec).within(limit(f"{graph}.fp16", spec))
+
+
+def test_the_kernel_is_timed_beside_a_copy(place) -> None:
+    """How fast it is, is for `python -m edgepose.runtime.trt.kernel_bench` to say, at a larger picture."""
+    cubin = trt_engines.compiled(SOURCE.read_bytes(), require_board().sm)
+    cuda = open_cuda(place.library)
+    try:
+        found = shares(cuda, cubin, place.bundle.spec, (64, 48), 3)
+    finally:
+        cuda.close()
+    assert [share.format for share in found] == ["NV12", "RGBA", "BGR"]
+    assert all(0 < share.low <= share.of_copy <= share.high for share in found)
 
 
 def test_a_stream_gets_an_engine_whose_poses_are_the_cpus(place) -> None:

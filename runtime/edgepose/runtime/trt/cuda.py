@@ -69,6 +69,10 @@ class Cuda(Protocol):
         """The first `size` bytes of the device's side, queued for the host's."""
         ...
 
+    def copy(self, target: int, source: int, size: int, stream: int) -> None:
+        """Bytes from one address of the device to another, queued."""
+        ...
+
     def wait(self, stream: int) -> None:
         """Until all that was queued is done."""
         ...

@@ -78,6 +78,10 @@ class PyCuda:
             with self._translated():
                 self._driver.memcpy_dtoh_async(buffer.host[:size], buffer.address, self._streams[stream])
 
+    def copy(self, target: int, source: int, size: int, stream: int) -> None:
+        with self._translated():
+            self._driver.memcpy_dtod_async(target, source, size, self._streams[stream])
+
     def wait(self, stream: int) -> None:
         with self._translated():
             self._streams[stream].synchronize()

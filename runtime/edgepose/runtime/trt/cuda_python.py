@@ -81,6 +81,9 @@ class CudaPython:
             target = buffer.host.ctypes.data
             self._call("cuMemcpyDtoHAsync", target, buffer.address, size, self._streams[stream])
 
+    def copy(self, target: int, source: int, size: int, stream: int) -> None:
+        self._call("cuMemcpyDtoDAsync", target, source, size, self._streams[stream])
+
     def wait(self, stream: int) -> None:
         self._call("cuStreamSynchronize", self._streams[stream])
 
