@@ -3,7 +3,9 @@
     python -m edgepose.runtime.trt.kernel_bench BUNDLE
 
 In turns, in one process, are timed the kernel and a copy that reads and writes as many bytes in all, both in
-memory of the device. Needs a GPU and NVRTC, not TensorRT; no GPU has been seen yet.
+memory of the device. Needs a GPU and NVRTC, not TensorRT; no GPU has been seen yet. It is meant for boards:
+a GPU that prepares a picture sooner than Python queues it is not measured by it, nor one whose cache holds
+the picture.
 """
 
 from __future__ import annotations
