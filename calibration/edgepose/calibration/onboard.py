@@ -91,9 +91,9 @@ def verified(bundle: Bundle, shown: Shown, settings: Settings) -> Verified:
         ledger = ledger_of(runs, shown, bundle.spec, settings.gates, settings.min_height_px)
     ledger = replace(ledger, rows=tuple(replace(row, board=where) for row in ledger.rows))
     live = _live(before, ledger)
-    for precision, engines in remembered.values():
+    for precision, one in remembered.values():
         if precision != live:
-            engines.keep_default(live, {"verified": ledger.data})
+            one.keep_default(live, {"verified": ledger.data})
     return Verified(where, board.records, ledger, live)
 
 
