@@ -330,8 +330,8 @@ def reproduce(
 def _require_sight(seeing: FrameEngine, bundle: Bundle, view: str) -> None:
     """Raises NotReproduced when the engine answers what the kernel prepared otherwise than what the CPU did.
 
-    Shown are the golden pictures, three times as large, and half beside padding or the frame: what the CPU
-    makes of these it makes without rounding, so the kernel has no excuse.
+    Shown are the golden pictures as they are, three times as large, and half of them beside padding or beyond
+    the frame's border: pictures whose rounding is never in doubt.
     """
     spec, golden = bundle.spec, read(bundle)
     look = _cut if spec.resize == "crop" else _letterboxed
