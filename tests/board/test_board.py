@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from edgepose.calibration.dataset import open_dataset
 from edgepose.runtime.agreement import Array
 from edgepose.runtime.backend import CPU_VIEWS, CropBackend, FrameBackend, choose
 from edgepose.runtime.backend_onnxruntime import OnnxRuntimeBackend
@@ -21,12 +22,16 @@ from edgepose.runtime.cli import edgepose, guarded
 from edgepose.runtime.decode import DECODERS
 from edgepose.runtime.estimator import Estimator
 from edgepose.runtime.golden import apart, limit, read
-from edgepose.runtime.preprocess import prepare
+from edgepose.runtime.preprocess import Letterbox, prepare
 from edgepose.runtime.topdown import crop
 from edgepose.runtime.topdown.crop import Regions
+from edgepose.runtime.trt import engines as trt_engines
+from edgepose.runtime.trt.board import require_board
 from edgepose.runtime.trt.build import Settings
 from edgepose.runtime.trt.cuda import open_cuda
 from edgepose.runtime.trt.engines import Engines, Options
+from edgepose.runtime.trt.kernel import SOURCE
+from edgepose.runtime.trt.kernel_bench import shares
 from edgepose.runtime.trt.precision import ANSWERS, LADDER
 from edgepose.runtime.trt.runner import EngineRefused, TensorRtBackend
 
@@ -169,19 +174,41 @@ def test_the_kernel_cuts_people_as_the_cpu_does(place_of_crops) -> None:
         assert apart([expected], [answers], spec).within(limit(f"{graph}.fp16", spec))
 
 
+def test_the_kernel_is_timed_beside_a_copy(place) -> None:
+    """How fast it is, is for `python -m edgepose.runtime.trt.kernel_bench` to say, at a larger picture."""
+    cubin = trt_engines.compiled(SOURCE.read_bytes(), require_board().sm)
+    cuda = open_cuda(place.library)
+    try:
+        found = shares(cuda, cubin, place.bundle.spec, (64, 48), 3)
+    finally:
+        cuda.close()
+    assert [share.format for share in found] == ["NV12", "RGBA", "BGR"]
+    assert all(0 < share.low <= share.of_copy <= share.high for share in found)
+
+
 def test_a_stream_gets_an_engine_whose_poses_are_the_cpus(place) -> None:
-    spec = place.bundle.spec
+    """Of everybody in labelled pictures of whom the CPU is sure."""
+    spec, pictures, people = place.bundle.spec, open_dataset(place.data), 0
     if spec.family not in DECODERS:
         pytest.skip("this network does not find people by itself")
-    frame = picture(640, 480)
+    allowed = limit(f"{spec.graphs[0]}.fp16", spec)  # a pixel may be 1.5 of 255 away
     with (
         choose(place.bundle, "fp32", spec.graphs[0], 1, "gpu").backend as engine,
         choose(place.bundle, "fp32", spec.graphs[0], 1, "cpu").backend as cpu,
     ):
-        found, expected = (Estimator(backend, spec)(frame) for backend in (engine, cpu))
-    assert not isinstance(engine, OnnxRuntimeBackend)
-    sure = expected.above(spec.score_threshold)
-    assert len(found.above(spec.score_threshold * 0.9)) >= len(sure)
+        assert not isinstance(engine, OnnxRuntimeBackend)
+        for index in range(len(pictures)):
+            frame = pictures[index].image
+            found, expected = (Estimator(backend, spec)(frame) for backend in (engine, cpu))
+            sure = expected.above(spec.score_threshold)
+            if not len(sure):
+                continue
+            apart_px = np.abs(sure.keypoints[:, None] - found.keypoints[None]).max((2, 3))  # (P, N)
+            scale = Letterbox.fit(pictures.size(index), (spec.width, spec.height)).scale_x
+            assert (scale * apart_px.min(1) <= allowed.keypoint_px).all()
+            assert (np.abs(sure.scores - found.scores[apart_px.argmin(1)]) <= allowed.score).all()
+            people += len(sure)
+    assert people, "the network is sure of nobody, so nothing was compared"
 
 
 def run(*words: object) -> int:

@@ -87,6 +87,11 @@ class _Driver:
     def cuMemcpyDtoHAsync(self, to: int, source: int, size: int, stream: int) -> Answer:  # noqa: N802
         return self._copied((to, source, size), source, stream)
 
+    def cuMemcpyDtoDAsync(self, to: int, source: int, size: int, stream: int) -> Answer:  # noqa: N802
+        if not self._gpu.owns(source, size):
+            return (INVALID,)
+        return self._copied((to, source, size), to, stream)
+
     def _copied(self, copy: tuple[int, int, int], device: int, stream: int) -> Answer:
         if not self._gpu.owns(device, copy[2]) or stream not in self._streams:
             return (INVALID,)
@@ -141,6 +146,8 @@ class _Driver:
         return OK, made
 
     def cuGraphInstantiate(self, graph: int, flags: int) -> Answer:  # noqa: N802
+        if self._gpu.faults.no_room_for_graphs:
+            return CUresult.CUDA_ERROR_OUT_OF_MEMORY, 0
         self._graphs[made := next(self._handles)] = list(self._graphs[graph])
         return OK, made
 

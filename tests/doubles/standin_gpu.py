@@ -20,6 +20,7 @@ class Faults:
     strong_int8_fails: bool = False  # as NVIDIA/TensorRT issue 4832 reports of sm_87 with 10.16.2
     wrong_precisions: set[str] = field(default_factory=set)  # "int8", "fp16": engines that answer nonsense
     unrecordable: bool = False  # a stream cannot be recorded into a graph
+    no_room_for_graphs: bool = False  # a recorded graph finds no memory
     unbuildable: set[str] = field(default_factory=set)  # precisions no engine can be built of
 
 

@@ -148,6 +148,11 @@ def load(gpu: Gpu) -> ModuleType:
     def to_host(target: Any, source: Any, stream: Any) -> None:
         copied(target.ctypes.data, int(source), target.nbytes, int(source))
 
+    def on_device(target: int, source: int, size: int, stream: Any) -> None:
+        if not gpu.owns(int(source), size):
+            raise LogicError("cuMemcpy failed: invalid argument")
+        copied(int(target), int(source), size, int(target))
+
     def stream() -> Any:
         return SimpleNamespace(handle=next(streams), synchronize=checked(lambda: None))
 
@@ -162,6 +167,7 @@ def load(gpu: Gpu) -> ModuleType:
         mem_alloc=checked(lambda size: _Device(gpu, int(size))),
         memcpy_htod_async=checked(to_device),
         memcpy_dtoh_async=checked(to_host),
+        memcpy_dtod_async=checked(on_device),
         mem_get_info=checked(lambda: (gpu.free(), gpu.total)),
         Stream=checked(stream),
         module_from_buffer=checked(module_from_buffer),

@@ -238,6 +238,52 @@ def test_integers_that_are_only_moved() -> None:
     ]
 
 
+def test_moved_integers_keep_the_scale_they_are_read_by() -> None:
+    nodes = pair("x", "a", "p")
+    nodes.insert(1, helper.make_node("Transpose", ["a_q"], ["moved"], perm=[0, 2, 1]))
+    nodes[2].input[:] = ["moved", "twice", "p_zero"]
+    nodes.append(helper.make_node("Relu", ["a"], ["y"]))
+    constants = {"p_scale": np.float32(0.5), "twice": np.float32(1), "p_zero": np.int8(0)}
+    model = model_of(nodes, constants)
+    legal = legalise(model).model
+    x = np.arange(-12, 12, dtype=np.float32).reshape(1, 4, 6)
+    assert errors(lint(legal)) == []
+    np.testing.assert_array_equal(run(legal, x), run(model, x))
+    assert run(legal, x).max() == 22  # 11 by steps of 1/2, read as if they were of 1
+
+
+def test_readers_that_disagree_on_moved_integers_are_refused() -> None:
+    nodes = pair("x", "a", "p")
+    nodes.insert(1, helper.make_node("Transpose", ["a_q"], ["moved"], perm=[0, 2, 1]))
+    nodes[2].input[0] = "moved"
+    nodes.append(helper.make_node("DequantizeLinear", ["moved", "twice", "p_zero"], ["b"]))
+    nodes.append(helper.make_node("Add", ["a", "b"], ["y"]))
+    constants = {"p_scale": np.float32(0.5), "twice": np.float32(1), "p_zero": np.int8(0)}
+    with pytest.raises(EdgeposeError, match=r"\(rule Q11\)"):
+        legalise(model_of(nodes, constants))
+
+
+@pytest.mark.parametrize("second", ["p", "r"], ids=["same steps", "other steps"])
+def test_integers_that_are_joined(second: str) -> None:
+    """Each of them gets a DQ of its own, with the scale that the joined ones are read by."""
+    constants = {"p_scale": np.float32(0.5), "r_scale": np.float32(0.25)}
+    constants |= {"p_zero": np.int8(0), "r_zero": np.int8(0)}
+    nodes = [
+        helper.make_node("Neg", ["x"], ["n"]),
+        pair("x", "a", "p")[0],
+        pair("n", "b", second)[0],
+        helper.make_node("Concat", ["a_q", "b_q"], ["joined"], axis=1),
+        helper.make_node("DequantizeLinear", ["joined", "p_scale", "p_zero"], ["d"]),
+        helper.make_node("Relu", ["d"], ["y"]),
+    ]
+    model = model_of(nodes, constants)
+    legal = legalise(model).model
+    x = np.arange(-12, 12, dtype=np.float32).reshape(1, 4, 6)
+    assert errors(lint(legal)) == []
+    assert count_ops(legal)["DequantizeLinear"] == 2
+    np.testing.assert_array_equal(run(legal, x), run(model, x))
+
+
 def test_a_left_out_relu_comes_back_only_where_it_is_needed() -> None:
     constants = {"p_scale": np.float32(0.5), "p_zero": np.uint8(0)}
     bare = legalise(model_of(pair("x", "y", "p"), constants)).model

@@ -74,13 +74,13 @@ def stage(precision: str) -> str:
 def verified(bundle: Bundle, shown: Shown, settings: Settings) -> Verified:
     """Build or load every engine, prove it, and show it the pictures beside ONNX Runtime, in turns.
 
-    What ran here before goes on if it passes, else the next safer precision that does is remembered. Errors
-    are those of `Engines` and `ledger_of`.
+    What ran here before (of several graphs' precisions the safest) goes on if it passes, else the next safer
+    precision that does; it is remembered for every graph. Errors are those of `Engines` and `ledger_of`.
     """
     remembered = {
         graph: Engines(bundle, graph, settings.options).remembered() for graph in bundle.spec.graphs
     }
-    before = next(precision for precision, _ in remembered.values())
+    before = max((precision for precision, _ in remembered.values()), key=(*LADDER, NO_ENGINE).index)
     made = {graph: engines for graph, (_, engines) in remembered.items()}
     with ExitStack() as stack:
         board = _Board(bundle, made, stack, {})
@@ -91,8 +91,8 @@ def verified(bundle: Bundle, shown: Shown, settings: Settings) -> Verified:
         ledger = ledger_of(runs, shown, bundle.spec, settings.gates, settings.min_height_px)
     ledger = replace(ledger, rows=tuple(replace(row, board=where) for row in ledger.rows))
     live = _live(before, ledger)
-    if live != before:
-        for one in made.values():
+    for precision, one in remembered.values():
+        if precision != live:
             one.keep_default(live, {"verified": ledger.data})
     return Verified(where, board.records, ledger, live)
 

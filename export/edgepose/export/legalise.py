@@ -122,13 +122,13 @@ def _float_biases(model: ModelProto) -> None:
 def _whole_pairs(model: ModelProto) -> None:
     """Q11: what only moves integers moves the dequantized values instead, and the DQ behind it is gone."""
     while (found := _moved_integers(Graph(model))) is not None:
-        quantize, move, dequantizes = found
-        made = f"{move.input[0]}/dequantized"
-        if not any(made in node.output for node in model.graph.node):
-            names = [quantize.output[0], *quantize.input[1:]]
-            before = helper.make_node(DEQUANTIZE, names, [made], f"{quantize.name}/Dequantize")
-            model.graph.node.insert(list(model.graph.node).index(quantize) + 1, before)
-        move.input[0] = made
+        move, dequantizes = found
+        for index in _moved(move):
+            made = f"{move.output[0]}/{index}/dequantized"
+            names = [move.input[index], *dequantizes[0].input[1:]]  # its own scale, not that of the Q
+            before = helper.make_node(DEQUANTIZE, names, [made], f"{move.name}/{index}/Dequantize")
+            model.graph.node.insert(list(model.graph.node).index(move), before)
+            move.input[index] = made
         gone = {node.output[0]: node.input[0] for node in dequantizes}
         for node in dequantizes:
             model.graph.node.remove(node)
@@ -136,19 +136,34 @@ def _whole_pairs(model: ModelProto) -> None:
             node.input[:] = [gone.get(name, name) for name in node.input]
 
 
-def _moved_integers(graph: Graph) -> tuple[NodeProto, NodeProto, list[NodeProto]] | None:
-    """A per-tensor Q, a node that moves its integers, and the DQs behind, which alone read these."""
-    for quantize in graph.nodes:
-        scale = graph.value(quantize.input[1]) if quantize.op_type == QUANTIZE else None
-        if scale is None or scale.size != 1:
-            continue
-        for move in graph.consumers[quantize.output[0]]:
-            readers = graph.consumers[move.output[0]] if move.op_type in MOVES else []
-            outside = {move.output[0], *(name for reader in readers for name in reader.output)}
-            private = len(move.output) == 1 and outside.isdisjoint(graph.outputs)
-            if readers and private and all(reader.op_type == DEQUANTIZE for reader in readers):
-                return quantize, move, readers
+def _moved(move: NodeProto) -> range:
+    """Which inputs of a node of MOVES are moved; the others say how."""
+    return range(len(move.input) if move.op_type == "Concat" else 1)
+
+
+def _moved_integers(graph: Graph) -> tuple[NodeProto, list[NodeProto]] | None:
+    """A node that moves what per-tensor Qs give, and the DQs behind, which alone read it and agree."""
+    for move in graph.nodes:
+        readers = graph.consumers[move.output[0]] if move.op_type in MOVES else []
+        outside = {move.output[0], *(name for reader in readers for name in reader.output)}
+        private = len(move.output) == 1 and outside.isdisjoint(graph.outputs)
+        makers = [graph.producers.get(move.input[index]) for index in _moved(move)] if readers else []
+        if private and makers and all(_is_per_tensor(graph, maker, QUANTIZE) for maker in makers):
+            alike = {_steps(graph, reader) for reader in readers}
+            if len(alike) == 1 and all(_is_per_tensor(graph, reader, DEQUANTIZE) for reader in readers):
+                return move, readers
     return None
+
+
+def _is_per_tensor(graph: Graph, node: NodeProto | None, kind: str) -> bool:
+    scale = graph.value(node.input[1]) if node is not None and node.op_type == kind else None
+    return scale is not None and scale.size == 1
+
+
+def _steps(graph: Graph, node: NodeProto) -> tuple[bytes | None, ...]:
+    """Scale and zero point of a Q or DQ, to be compared."""
+    values = (graph.value(name) for name in node.input[1:])
+    return tuple(None if value is None else value.tobytes() for value in values)
 
 
 def _dead_channels(model: ModelProto) -> None:

@@ -191,6 +191,12 @@ int cuMemcpyDtoHAsync_v2(void *to, address from, size_t size, void *stream) {
   if (!code && !fake_owns(from, size)) code = INVALID;
   return code ? code : queue(stream, work);
 }
+int cuMemcpyDtoDAsync_v2(address to, address from, size_t size, void *stream) {
+  int code = ready();
+  struct work work = {.kind = COPY, .to = (void *)(uintptr_t)to, .from = (void *)(uintptr_t)from, .size = size};
+  if (!code && !(fake_owns(to, size) && fake_owns(from, size))) code = INVALID;
+  return code ? code : queue(stream, work);
+}
 int cuStreamCreate(void **out, unsigned flags) {
   (void)flags;
   *out = calloc(1, sizeof(struct stream));

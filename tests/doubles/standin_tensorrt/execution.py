@@ -14,6 +14,8 @@ from standin_tensorrt.behaviour import data_type, require_driver, tell, unpack
 from standin_tensorrt.onnx_rules import Graph, Port
 from standin_tensorrt.strictness import WouldCrash
 
+ACTIVATIONS = 4096  # bytes that an execution context takes
+
 
 class Runtime:
     def start(self: Any, logger: Any) -> None:
@@ -34,9 +36,21 @@ class Runtime:
             if head[key] != here:
                 tell(self, "ERROR", f"incompatible engine plan: its {key} is {head[key]}, expecting {here}")
                 return None
-        return module._new(
-            "ICudaEngine", logger=self._sim.logger, graph=Graph(graph), head=head, session=None
-        )
+        weights = Graph(graph)
+        if (taken := _taken(self, weights.bytes_of_weights())) is None:
+            return None
+        made = module._new("ICudaEngine", logger=self._sim.logger, graph=weights, head=head, session=None)
+        weakref.finalize(made, module._gpu.blocks.pop, taken)
+        return made
+
+
+def _taken(made: Any, size: int) -> int | None:
+    """The address of so many bytes of the device, or an error to the logger."""
+    gpu = made._sim.module._gpu
+    address: int | None = gpu.allocate(size, gpu.blocks)
+    if address is None:
+        tell(made, "ERROR", "Error Code 2: OutOfMemory (Requested size was larger than what is free.)")
+    return address
 
 
 def _port(engine: Any, name: str) -> Port | None:
@@ -80,15 +94,12 @@ class ICudaEngine:
         return [self._sim.module.Dims(shape) for shape in shapes]
 
     def create_execution_context(self: Any, *strategy: Any) -> Any:
-        gpu = self._sim.module._gpu
-        taken = gpu.allocate(self._sim.graph.bytes_of_weights(), gpu.blocks)
-        if taken is None:
-            tell(self, "ERROR", "Error Code 2: OutOfMemory (Requested size was larger than what is free.)")
+        if (taken := _taken(self, ACTIVATIONS)) is None:
             return None
         shapes = {port.name: port.shape for port in self._sim.graph.inputs if -1 not in port.shape}
         state = {"engine": self, "shapes": shapes, "addresses": {}, "outputs": {}, "prepared": None}
         context = self._sim.module._new("IExecutionContext", logger=self._sim.logger, **state)
-        weakref.finalize(context, gpu.blocks.pop, taken)
+        weakref.finalize(context, self._sim.module._gpu.blocks.pop, taken)
         return context
 
     def create_engine_inspector(self: Any) -> Any:
@@ -179,23 +190,23 @@ class IExecutionContext:
         if stream in gpu.capturing and key != self._sim.prepared:
             raise WouldCrash("recorded before a first run of these shapes: what TensorRT prepares is lost")
         self._sim.prepared, shapes, addresses = key, dict(self._sim.shapes), dict(self._sim.addresses)
-        engine = self._sim.engine  # not the context, which a graph does not keep alive
+        engine = self._sim.engine._sim  # neither engine nor context, which a graph does not keep alive
         gpu.queue(stream, lambda: _compute(engine, shapes, addresses))
         return True
 
 
 def _compute(engine: Any, shapes: dict[str, Any], addresses: dict[str, int]) -> None:
-    """With the shapes and addresses there were when it was queued."""
-    graph, module = engine._sim.graph, engine._sim.module
+    """With the shapes and addresses there were when it was queued; `engine` is what an engine simulates."""
+    graph, module = engine.graph, engine.module
     feeds = {p.name: _memory(module, p, (addresses, shapes[p.name])).astype(p.dtype) for p in graph.inputs}
     for port, answer in zip(graph.outputs, _answers(engine, feeds), strict=True):
         _memory(module, port, (addresses, answer.shape))[...] = answer
 
 
 def _answers(engine: Any, feeds: dict[str, Any]) -> list[Any]:
-    faults = engine._sim.module._gpu.faults
+    faults = engine.module._gpu.faults
     answers = _session(engine).run(None, feeds)
-    if engine._sim.head["precision"] in faults.wrong_precisions:
+    if engine.head["precision"] in faults.wrong_precisions:
         return [np.where(np.isfinite(a), a * 0.5, a).astype(a.dtype) for a in answers]
     return list(answers)
 
@@ -204,21 +215,21 @@ def _output_shapes(context: Any) -> dict[str, tuple[int, ...]]:
     key, graph = tuple(sorted(context._sim.shapes.items())), context._sim.engine._sim.graph
     if key not in context._sim.outputs:
         feeds = {port.name: np.zeros(context._sim.shapes[port.name], port.dtype) for port in graph.inputs}
-        answers = _session(context._sim.engine).run(None, feeds)
+        answers = _session(context._sim.engine._sim).run(None, feeds)
         context._sim.outputs[key] = {p.name: a.shape for p, a in zip(graph.outputs, answers, strict=True)}
     return dict(context._sim.outputs[key])
 
 
 def _session(engine: Any) -> Any:
-    if engine._sim.session is None:
+    if engine.session is None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         # As the file is written: the optimiser quantizes float biases, on scales that half rounds to nothing.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        engine._sim.session = onnxruntime.InferenceSession(
-            engine._sim.graph.data, options, providers=["CPUExecutionProvider"]
+        engine.session = onnxruntime.InferenceSession(
+            engine.graph.data, options, providers=["CPUExecutionProvider"]
         )
-    return engine._sim.session
+    return engine.session
 
 
 def _memory(module: Any, port: Port, where: tuple[dict[str, int], tuple[int, ...]]) -> Any:

@@ -271,6 +271,20 @@ def labelled(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The views that were built, in order."""
+    seen: list[str] = []
+    original = engines.build
+
+    def recorded(onnx: Path, *rest: Any) -> Any:
+        seen.append(onnx.name)
+        return original(onnx, *rest)
+
+    monkeypatch.setattr(engines, "build", recorded)
+    return seen
+
+
+@pytest.fixture
 def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., tuple[int, str, str]]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import shutil
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from standin_gpu import Gpu
 from trt_surface import RELEASES
@@ -16,11 +20,12 @@ from trt_surface import RELEASES
 from edgepose.runtime.backend import open_backend
 from edgepose.runtime.backend_onnxruntime import OnnxRuntimeBackend
 from edgepose.runtime.bundle import Bundle, publish
-from edgepose.runtime.errors import EdgeposeError, HardwareError
+from edgepose.runtime.errors import EdgeposeError, HardwareError, MissingLibrary
 from edgepose.runtime.topdown.twostage import ORDER
+from edgepose.runtime.trt import engines as module
 from edgepose.runtime.trt.build import Settings
 from edgepose.runtime.trt.cache import PLAN
-from edgepose.runtime.trt.cuda import DeviceLost
+from edgepose.runtime.trt.cuda import DeviceLost, OutOfMemory
 from edgepose.runtime.trt.engines import Engines, Options, Step
 from edgepose.runtime.trt.frames import FrameEngine
 from edgepose.runtime.trt.runner import TensorRtBackend
@@ -154,22 +159,6 @@ def test_a_lost_gpu_ends_the_ladder(bundle, install, tmp_path, monkeypatch) -> N
         live(bundle, tmp_path)
 
 
-@pytest.fixture
-def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The views that were built, in order."""
-    seen: list[str] = []
-    import edgepose.runtime.trt.engines as module
-
-    original = module.build
-
-    def recorded(onnx: Path, *rest: Any) -> Any:
-        seen.append(onnx.name)
-        return original(onnx, *rest)
-
-    monkeypatch.setattr(module, "build", recorded)
-    return seen
-
-
 def test_nothing_is_built_twice_unless_asked(bundle, install, tmp_path, builds) -> None:
     gpu = install("10.3")
     live(bundle, tmp_path)
@@ -193,6 +182,57 @@ def test_a_failed_build_is_not_tried_again_unless_asked(bundle, install, tmp_pat
     assert builds == ["pose.int8.trt-typed.onnx", "pose.fp16.onnx"]
     _, steps = live(bundle, tmp_path, rebuild=True)
     assert [way(step) for step in steps] == [("int8", "strong", True)]
+
+
+def test_an_engine_that_finds_no_memory_is_no_foreign_one(bundle, install, tmp_path, builds) -> None:
+    """It is not built again, and lies there for better times."""
+    gpu = install("11.4")
+    live(bundle, tmp_path, "fp32")
+    room, gpu.total = gpu.total, 1000
+    _, steps = live(bundle, tmp_path, "fp32")
+    assert "no memory left for this engine" in steps[0].problem
+    assert "OutOfMemory" in steps[0].problem
+    gpu.total = room
+    assert live(bundle, tmp_path, "fp32")[0] is not None
+    assert builds == ["pose.fp32.onnx"]
+
+
+def test_a_build_that_fails_costs_no_engine_that_was_there(bundle, install, tmp_path, builds) -> None:
+    gpu = install("11.4")
+    live(bundle, tmp_path, "fp32")
+    gpu.faults.unbuildable = {"fp32"}
+    _, steps = live(bundle, tmp_path, "fp32", rebuild=True)
+    assert "Could not find any implementation" in steps[0].problem
+    assert live(bundle, tmp_path, "fp32")[0] is not None
+    assert builds == ["pose.fp32.onnx"] * 2
+
+
+def test_no_minutes_are_spent_before_the_cuda_library_is_asked_for(
+    bundle, install, tmp_path, builds, monkeypatch
+) -> None:
+    install("11.4")
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    with pytest.raises(MissingLibrary, match="pip install pycuda"):
+        live(bundle, tmp_path)
+    assert builds == []
+
+
+@pytest.mark.parametrize("failing", ["count_layers", "TensorRtBackend"])
+def test_what_was_built_is_kept_before_it_is_looked_into(
+    failing: str, bundle, install, tmp_path, builds, monkeypatch
+) -> None:
+    install("11.4")
+
+    def exhausted(*_: Any, **__: Any) -> Any:
+        raise OutOfMemory("nothing left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, failing, exhausted)
+        _, steps = live(bundle, tmp_path, "fp32")
+    assert steps[0].problem == "nothing left"
+    _, steps = live(bundle, tmp_path, "fp32")
+    assert steps[0].report["layers"]["total"] > 5
+    assert builds == ["pose.fp32.onnx"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "foreign"])
@@ -265,6 +305,27 @@ def test_the_best_precision_is_remembered_for_this_graph_and_board(bundle, insta
     assert (best, others.settings) == ("fp16", made.settings)
     gpu.sm = 72
     assert engines(bundle, tmp_path).remembered()[0] == "int8"
+
+
+@pytest.mark.parametrize(
+    ("file", "is_another"),
+    [("pose.int8.trt-typed.onnx", True), ("pose.scales.json", True), ("golden.npz", False)],
+)
+def test_what_was_chosen_holds_for_no_other_files(
+    file: str, is_another: bool, bundle, install, tmp_path
+) -> None:
+    """INT8 made anew is asked anew: the graph in full precision is the same."""
+    install("10.3")
+    engines(bundle, tmp_path).keep_default("cpu", {"settings": asdict(Settings()), "cuda": "pycuda"})
+    content = Path(shutil.copytree(bundle.folder, tmp_path / "content"))
+    if file.endswith(".onnx"):
+        model = onnx.load(content / file)
+        model.doc_string = "calibrated again"
+        onnx.save(model, content / file)
+    else:
+        (content / file).write_bytes((content / file).read_bytes() + b" ")
+    others = engines(publish(content, tmp_path / "again", bundle.spec, {}), tmp_path)
+    assert others.remembered()[0] == ("int8" if is_another else "cpu")
 
 
 def test_open_backend_takes_the_batches_that_were_built_for(bundle, install, tmp_path, monkeypatch) -> None:

@@ -44,6 +44,22 @@ def test_layers_are_counted_by_the_precision_of_their_outputs() -> None:
     assert found.attention == ("_gemm_mha_v2_0",)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "is_fused"),
+    [
+        ("stages.0.attention.qkv", "gemm", False),
+        ("/blocks.3/attention/MatMul", "MatrixMultiply", False),
+        ("_gemm_mha_v2_myl0_5", "kgen", True),
+        ("__mye_fmha", "Myelin", True),
+        ("blocks.0", "fmha_v2", True),
+        ("blocks.0", "Attention", True),
+    ],
+)
+def test_attention_is_fused_by_its_kernel_not_by_its_modules_name(name, kind, is_fused: bool) -> None:
+    text = json.dumps({"Layers": [{"Name": name, "LayerType": kind, "Outputs": []}]})
+    assert count_layers(text).attention == ((name,) if is_fused else ())
+
+
 def test_the_newer_form_is_read_too() -> None:
     assert count_layers(json.dumps(NEW)).by_precision == {"bf16": 1, "fp16": 1, "int8": 1}
 

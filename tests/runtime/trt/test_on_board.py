@@ -12,13 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgepose.calibration.ledger import Ledger
+from edgepose.calibration import onboard
+from edgepose.calibration.dataset import open_dataset
+from edgepose.calibration.evaluation import Shown
+from edgepose.calibration.ledger import Gates, Ledger, Row
+from edgepose.calibration.score import evaluate
 from edgepose.export.verb_verify import verify
 from edgepose.runtime.backend import choose
 from edgepose.runtime.backend_onnxruntime import OnnxRuntimeBackend
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.cli import guarded
 from edgepose.runtime.golden import read
+from edgepose.runtime.poses import Poses
+from edgepose.runtime.skeleton import COCO17
 from edgepose.runtime.trt import board as boards
 from edgepose.runtime.trt.engines import Engines, Options
 from edgepose.runtime.trt.selftest import examine, moved
@@ -117,6 +123,22 @@ def test_an_engine_that_fails_a_gate_gives_way_and_stays_away(words, live: str, 
     assert found.precision == ("int8" if live == "cpu" else live)
     code, out, _ = run("--json")
     assert (code, json.loads(out)["live"]) == (0, "int8" if live == "cpu" else live)  # FP16 is not left again
+
+
+def test_what_runs_from_now_on_runs_in_every_graph(two_graphs, install, tmp_path, monkeypatch) -> None:
+    """One graph was given up for the CPU before; what the engines answer is not the question here."""
+    install("10.3")
+    options = Options(root=tmp_path / "engines")
+    for graph, precision in {"coarse": "fp32", "fine": "cpu"}.items():
+        Engines(two_graphs, graph, options).keep_default(precision, {})
+    shown = Shown(open_dataset("synthetic:count=1,seed=3,size=64x48"))
+    score = evaluate([shown.pictures.people(0)], [Poses.empty()], COCO17)
+    rows = tuple(Row(stage, score) for stage in ("ONNX FP32 (CPU)", "engine FP32"))
+    monkeypatch.setattr(onboard, "run_all", lambda *_: [])
+    monkeypatch.setattr(onboard, "ledger_of", lambda *_: Ledger(rows))
+    found = onboard.verified(two_graphs, shown, onboard.Settings(options, Gates()))
+    remembered = [Engines(two_graphs, graph, options).remembered()[0] for graph in two_graphs.spec.graphs]
+    assert remembered == [found.live] * 2 == ["fp32"] * 2
 
 
 def test_an_engine_that_answers_wrongly_has_no_row_and_fails(run, own, install) -> None:

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from standin_tensorrt.execution import ACTIVATIONS
 from standin_tensorrt.onnx_rules import Graph
 from trt_surface import RELEASES
 
@@ -128,7 +129,9 @@ def test_a_plan_that_does_not_belong_here_is_never_run(kind: str, bundle, instal
     assert (gpu.blocks, gpu.pinned, gpu.has_context()) == ({}, {}, False)
 
 
-@pytest.mark.parametrize("left", [-1000, 1000], ids=["for TensorRT", "for the buffers"])
+@pytest.mark.parametrize(
+    "left", [-1000, 1000, ACTIVATIONS + 1000], ids=["for the weights", "for a context", "for the buffers"]
+)
 def test_memory_that_does_not_suffice_is_a_hardware_error(left: int, bundle, install) -> None:
     gpu = install("10.3")
     made, attempt = plan(bundle)

@@ -183,6 +183,17 @@ def test_exhausted_memory_is_in_the_report(bundle, install, run) -> None:
     assert all("the GPU's memory is exhausted" in problem for problem in problems)
 
 
+def test_what_is_built_anew_is_built_once_and_is_what_the_gate_saw(
+    bundle, labelled, install, run, builds
+) -> None:
+    install("10.3")
+    assert run(bundle.path)[0] == 0
+    built = len(builds)
+    code, _, err = run(bundle.path, "--rebuild", "--data", labelled, "--max-ap-loss", "100")
+    assert code == 0, err
+    assert builds[built:] == ["pose.int8.trt-typed.onnx", "pose.fp16.onnx"]
+
+
 def test_a_missing_bundle_is_a_user_error(install, run, tmp_path: Path) -> None:
     install("10.3")
     code, _, err = run(tmp_path / "nowhere")

@@ -142,7 +142,7 @@ class EngineCache:
         return self._root / f"timings-{board.tensorrt}-sm{board.sm}.cache"
 
     def default(self, graph: str, board: Board) -> dict[str, Any] | None:
-        """What `keep_default` was given for the graph with this sha256; None before that."""
+        """What `keep_default` was given for the graph of this identity; None before that."""
         path = self._default(graph, board)
         return dict(read_json(path, "a choice of precision")) if path.is_file() else None
 

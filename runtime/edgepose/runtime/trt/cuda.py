@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgepose.runtime.errors import EdgeposeError, HardwareError
+from edgepose.runtime.errors import EdgeposeError, HardwareError, require
 
 Bytes = npt.NDArray[np.uint8]
 THREADS = (16, 16, 1)  # of a block, in every launch: what `prepare.cu` is written for
@@ -23,6 +23,10 @@ class OutOfMemory(HardwareError):
 
 class DeviceLost(HardwareError):
     """The GPU or its context answers no more; nothing on it can be trusted or used again."""
+
+
+class NotLoaded(EdgeposeError):
+    """Compiled code that this GPU does not take, such as that for another one."""
 
 
 class NotRecorded(EdgeposeError):
@@ -65,12 +69,19 @@ class Cuda(Protocol):
         """The first `size` bytes of the device's side, queued for the host's."""
         ...
 
+    def copy(self, target: int, source: int, size: int, stream: int) -> None:
+        """Bytes from one address of the device to another, queued."""
+        ...
+
     def wait(self, stream: int) -> None:
         """Until all that was queued is done."""
         ...
 
     def kernel(self, cubin: bytes, name: str) -> Any:
-        """A function of compiled code, which stays loaded until `close`."""
+        """A function of compiled code, which stays loaded until `close`.
+
+        Raises NotLoaded instead of DeviceLost.
+        """
         ...
 
     def launch(
@@ -120,10 +131,16 @@ def any_library() -> str:
     return next(iter(DRIVERS))
 
 
-def open_cuda(library: str = "pycuda") -> Cuda:
-    """The first GPU through one of LIBRARIES. The driver must have been asked (`driver.require_gpu`)."""
+def require_library(library: str) -> None:
+    """Raises MissingLibrary when it is not there, EdgeposeError when it is none of LIBRARIES."""
     if library not in LIBRARIES:
         raise EdgeposeError(f"CUDA library {library!r}: choose one of {', '.join(LIBRARIES)}")
+    require(_DRIVERS[library])
+
+
+def open_cuda(library: str = "pycuda") -> Cuda:
+    """The first GPU through one of LIBRARIES. The driver must have been asked (`driver.require_gpu`)."""
+    require_library(library)
     module, _, name = LIBRARIES[library].partition(":")
     opened: Cuda = getattr(importlib.import_module(module), name)()
     return opened

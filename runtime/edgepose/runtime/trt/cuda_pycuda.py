@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgepose.runtime.errors import require
-from edgepose.runtime.trt.cuda import THREADS, Buffer, DeviceLost, OutOfMemory
+from edgepose.runtime.trt.cuda import THREADS, Buffer, DeviceLost, NotLoaded, OutOfMemory
 
 
 class PyCuda:
@@ -78,15 +78,22 @@ class PyCuda:
             with self._translated():
                 self._driver.memcpy_dtoh_async(buffer.host[:size], buffer.address, self._streams[stream])
 
+    def copy(self, target: int, source: int, size: int, stream: int) -> None:
+        with self._translated():
+            self._driver.memcpy_dtod_async(target, source, size, self._streams[stream])
+
     def wait(self, stream: int) -> None:
         with self._translated():
             self._streams[stream].synchronize()
 
     def kernel(self, cubin: bytes, name: str) -> Any:
-        with self._translated():
-            module = self._driver.module_from_buffer(cubin)
-            self._modules.append(module)
-            return module.get_function(name)
+        try:
+            with self._translated():
+                module = self._driver.module_from_buffer(cubin)
+                self._modules.append(module)
+                return module.get_function(name)
+        except DeviceLost as error:
+            raise NotLoaded(f"the kernel {name} cannot be loaded ({error})") from error
 
     def launch(
         self, kernel: Any, blocks: tuple[int, int, int], arguments: Sequence[int | bytes], stream: int

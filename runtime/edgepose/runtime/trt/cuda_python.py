@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from edgepose.runtime.errors import require
-from edgepose.runtime.trt.cuda import THREADS, Buffer, Bytes, DeviceLost, NotRecorded, OutOfMemory
+from edgepose.runtime.trt.cuda import (
+    THREADS,
+    Buffer,
+    Bytes,
+    DeviceLost,
+    NotLoaded,
+    NotRecorded,
+    OutOfMemory,
+)
 
 
 class CudaPython:
@@ -73,13 +81,19 @@ class CudaPython:
             target = buffer.host.ctypes.data
             self._call("cuMemcpyDtoHAsync", target, buffer.address, size, self._streams[stream])
 
+    def copy(self, target: int, source: int, size: int, stream: int) -> None:
+        self._call("cuMemcpyDtoDAsync", target, source, size, self._streams[stream])
+
     def wait(self, stream: int) -> None:
         self._call("cuStreamSynchronize", self._streams[stream])
 
     def kernel(self, cubin: bytes, name: str) -> Any:
-        module = self._call("cuModuleLoadData", cubin)
-        self._modules.append(module)
-        return self._call("cuModuleGetFunction", module, name.encode())
+        try:
+            module = self._call("cuModuleLoadData", cubin)
+            self._modules.append(module)
+            return self._call("cuModuleGetFunction", module, name.encode())
+        except DeviceLost as error:
+            raise NotLoaded(f"the kernel {name} cannot be loaded ({error})") from error
 
     def launch(
         self, kernel: Any, blocks: tuple[int, int, int], arguments: Sequence[int | bytes], stream: int
@@ -103,13 +117,14 @@ class CudaPython:
             problem = error
         try:
             recorded = self._call("cuStreamEndCapture", self._streams[stream])
-            graph = self._call("cuGraphInstantiate", recorded, 0)
-            self._call("cuGraphDestroy", recorded)
-        except DeviceLost as error:
+            try:
+                if problem is None:
+                    return self._call("cuGraphInstantiate", recorded, 0)
+            finally:
+                self._call("cuGraphDestroy", recorded)
+        except (DeviceLost, OutOfMemory) as error:
             problem = problem or error
-        if problem is not None:
-            raise NotRecorded(f"the engine cannot be made a CUDA graph ({problem})") from problem
-        return graph
+        raise NotRecorded(f"the engine cannot be made a CUDA graph ({problem})") from problem
 
     def replay(self, graph: Any, stream: int) -> None:
         self._call("cuGraphLaunch", graph, self._streams[stream])

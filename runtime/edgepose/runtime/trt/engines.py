@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ from edgepose.runtime.agreement import Array, Difference, largest
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.golden import INPUT, apart, limit, read
-from edgepose.runtime.preprocess import U8
+from edgepose.runtime.preprocess import U8, prepare
 from edgepose.runtime.spec import Spec
+from edgepose.runtime.topdown import crop
 from edgepose.runtime.topdown.crop import Regions
 from edgepose.runtime.topdown.twostage import MOST
 from edgepose.runtime.trt.board import Board, require_board
-from edgepose.runtime.trt.build import BuildFailed, Built, Settings, build
+from edgepose.runtime.trt.build import BuildFailed, Settings, build
 from edgepose.runtime.trt.cache import EngineCache, Kept, Key, default_root
-from edgepose.runtime.trt.cuda import DeviceLost, OutOfMemory, open_cuda
+from edgepose.runtime.trt.cuda import DeviceLost, OutOfMemory, open_cuda, require_library
 from edgepose.runtime.trt.frames import FrameEngine
 from edgepose.runtime.trt.implicit import (
     ATTEMPT,
@@ -31,6 +33,7 @@ from edgepose.runtime.trt.implicit import (
     Source,
     calibrator,
     require_calibrators,
+    scales_file,
     source_of,
 )
 from edgepose.runtime.trt.inspector import count_layers
@@ -99,8 +102,9 @@ class Engines:
         self.settings = options.settings
         self._cache = EngineCache(options.root)
         self._bundle, self._graph, self._options = bundle, graph, options
-        # A choice of precision is remembered by the graph in full precision.
-        self._identity = bundle.files[bundle.graph(graph, "fp32").name]
+        bundle.graph(graph, "fp32")  # raises for an unknown one
+        self._identity = _identity(bundle, graph)
+        self._rebuilt: set[Key] = set()  # with `rebuild`: what is anew already
 
     def live(self, precision: str) -> tuple[Opened | None, list[Step]]:
         """The first engine from `precision` downwards that can be built and reproduces the golden vectors.
@@ -127,7 +131,10 @@ class Engines:
             return backend
         try:
             seeing = FrameEngine(backend, compiled(SOURCE.read_bytes(), self.board.sm), self._bundle.spec)
-            _require_sight(seeing, self._bundle, f"{self._graph}.{ANSWERS[precision]}")
+            with ExitStack() as stack:
+                stack.callback(seeing.release)
+                _require_sight(seeing, self._bundle, f"{self._graph}.{ANSWERS[precision]}")
+                stack.pop_all()
         except DeviceLost:
             backend.close()
             raise
@@ -202,7 +209,8 @@ class Engines:
             attempt,
             self.settings,
         )
-        kept = None if self._options.rebuild else self._cache.find(key)
+        is_due = self._options.rebuild and key not in self._rebuilt
+        kept = None if is_due else self._cache.find(key)
         if kept is None and not self._options.build:
             raise NotBuilt(f"{attempt.view} was not built here; build it: edgepose build {self._bundle.path}")
         if kept is not None and not kept.refusal:
@@ -224,8 +232,9 @@ class Engines:
     def _build(self, key: Key, attempt: Attempt, *, anew: bool) -> Kept:
         """Build it, unless another process did so meanwhile and it need not be `anew`.
 
-        A failure is remembered: it takes minutes too.
+        A failure is remembered, for it takes minutes too, but not in the place of an engine.
         """
+        require_library(self._options.cuda)  # without it the engine could not be run
         with self._cache.building(key):
             if not anew and (made := self._cache.find(key)) is not None:
                 return made
@@ -235,10 +244,21 @@ class Engines:
                 with self._calibrator(attempt) as calibrator:
                     built = build(onnx, attempt, self.settings, self._cache.timings(self.board), calibrator)
             except BuildFailed as error:
-                self._cache.keep(key, b"", {}, str(error))
+                there = self._cache.find(key)
+                if there is None or there.refusal:
+                    self._keep(key, b"", {}, str(error))
                 raise
             self._cache.keep_timings(self.board, built.timing_cache)
-            return self._cache.keep(key, built.plan, self._report(built, attempt))
+            report = {
+                "seconds": round(built.seconds, 1),
+                "bytes": len(built.plan),
+                "warnings": list(built.warnings),
+            }
+            return self._keep(key, built.plan, report)
+
+    def _keep(self, key: Key, plan: bytes, report: dict[str, Any], refusal: str = "") -> Kept:
+        self._rebuilt.add(key)
+        return self._cache.keep(key, plan, report, refusal)
 
     def _calibrator(self, attempt: Attempt) -> AbstractContextManager[Any]:
         if attempt != ATTEMPT:
@@ -251,25 +271,23 @@ class Engines:
         source = source or source_of(self._bundle, self._graph, kind)
         return calibrator(self._bundle, self._graph, source, self.settings.batches[1], self._options.cuda)
 
-    def _report(self, built: Built, attempt: Attempt) -> dict[str, Any]:
-        with self._opened(built.plan) as backend:
-            layers = count_layers(backend.describe()).to_dict()
-        return {
-            "seconds": round(built.seconds, 1),
-            "bytes": len(built.plan),
-            "warnings": list(built.warnings),
-            "layers": layers,
-        }
-
     def _opened(self, plan: bytes) -> TensorRtBackend:
         cuda = open_cuda(self._options.cuda)
         return TensorRtBackend(plan, cuda, mapped=self.board.integrated)
 
     def _started(self, kept: Kept, attempt: Attempt) -> TensorRtBackend:
         with _closed_on_error(self._opened(kept.plan)) as backend:
+            kept.report["layers"] = count_layers(backend.describe()).to_dict()
             furthest = reproduce(backend, self._bundle, self._graph, attempt, self.settings.batches[0])
             kept.report["golden"] = asdict(furthest)
         return backend
+
+
+def _identity(bundle: Bundle, graph: str) -> str:
+    """Of a graph in all its precisions: what was chosen for it holds for no other files."""
+    views = {name for name in bundle.files if name.startswith(f"{graph}.") and name.endswith(".onnx")}
+    mine = sorted(views | ({scales_file(graph)} & bundle.files.keys()))
+    return hashlib.sha256("\n".join(f"{name} {bundle.files[name]}" for name in mine).encode()).hexdigest()
 
 
 @contextmanager
@@ -310,27 +328,56 @@ def reproduce(
 
 
 def _require_sight(seeing: FrameEngine, bundle: Bundle, view: str) -> None:
-    """Raises NotReproduced when the engine answers what the kernel prepared as no golden picture."""
+    """Raises NotReproduced when the engine answers what the kernel prepared otherwise than what the CPU did.
+
+    Shown are the golden pictures as they are, three times as large, and half of them beside padding or beyond
+    the frame's border: pictures whose rounding is never in doubt.
+    """
     spec, golden = bundle.spec, read(bundle)
+    look = _cut if spec.resize == "crop" else _letterboxed
     fed, seen = [], []
     for frame, known in zip(golden.frames, golden.known(spec), strict=True):
         others = {name: known[name] for name in seeing.inputs if name != INPUT}
-        fed.append(seeing.run({INPUT: known[INPUT], **others}))
-        is_crop = spec.resize == "crop"
-        seen.append(seeing.see_regions(frame, _whole(frame), others) if is_crop else seeing.see(frame)[0])
+        for images, answers in look(seeing, frame, others):
+            fed.append(seeing.run({INPUT: images, **others}))
+            seen.append(answers)
     furthest, allowed = apart(fed, seen, spec), limit(view, spec)
     if not furthest.within(allowed):
-        seeing.release()
         raise NotReproduced(
             f"the kernel prepares the golden pictures wrongly: answers are {_figures(furthest)} away, "
             f"allowed are {_figures(allowed)}"
         )
 
 
+Looks = Iterator[tuple[Array, dict[str, Array]]]  # what the CPU prepares, and the answers to the kernel's
+
+
+def _letterboxed(seeing: FrameEngine, frame: U8, others: Mapping[str, Array]) -> Looks:
+    assert not others, "who sees whole frames reads nothing else"
+    for shown in (frame, _tripled(frame), frame[:, : frame.shape[1] // 2]):
+        yield prepare(shown, seeing.spec)[0], seeing.see(shown)[0]
+
+
+def _cut(seeing: FrameEngine, frame: U8, others: Mapping[str, Array]) -> Looks:
+    whole = _whole(frame)
+    beyond = replace(whole, centres=whole.centres + np.rint(whole.sides / 2))
+    tripled = _tripled(frame)
+    from_it = Regions(3 * whole.centres + 1, 3 * whole.sides, whole.degrees)
+    for shown, regions in ((frame, whole), (tripled, from_it), (frame, beyond)):
+        yield crop.prepare(shown, regions, seeing.spec), seeing.see_regions(shown, regions, others)
+
+
 def _whole(frame: U8) -> Regions:
     """The region whose crop, of the frame's own size, is the frame."""
     size = np.array([[frame.shape[1] - 1.0, frame.shape[0] - 1.0]])
     return Regions(size / 2, size, np.zeros(1))
+
+
+def _tripled(frame: U8) -> U8:
+    """Each pixel nine times, the middle one inverted: who samples instead of averaging sees the negative."""
+    large = frame.repeat(3, 0).repeat(3, 1)
+    large[1::3, 1::3] = 255 - frame
+    return large
 
 
 def _figures(difference: Difference) -> str:

@@ -14,13 +14,11 @@ from edgepose.runtime.golden import INPUT
 from edgepose.runtime.preprocess import U8, Letterbox
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown.crop import F64, Regions
-from edgepose.runtime.trt.cuda import THREADS, Buffer, DeviceLost
-from edgepose.runtime.trt.kernel import Source, crop_task, letterbox_task
+from edgepose.runtime.trt.cuda import Buffer, DeviceLost
+from edgepose.runtime.trt.kernel import PIXEL, Source, blocks, crop_task, letterbox_task
 from edgepose.runtime.trt.runner import Place, TensorRtBackend
 
 _ENTRIES = {"float32": "prepare_f32", "float16": "prepare_f16"}  # of prepare.cu, by the type of the input
-_ROWS = {"NV12": (3, 2), "RGBA": (1, 1), "BGR": (1, 1)}  # rows in memory for one of the picture: NV12 has 3/2
-_PIXEL = {"NV12": 1, "RGBA": 4, "BGR": 3}  # bytes a pixel in a row
 
 
 class FrameEngine:
@@ -31,7 +29,7 @@ class FrameEngine:
 
     def __init__(self, engine: TensorRtBackend, cubin: bytes, spec: Spec) -> None:
         """`cubin`: prepare.cu for this GPU. Raises as `Cuda` does."""
-        self._engine, self._spec = engine, spec
+        self._engine, self.spec = engine, spec
         self._held: dict[str, Buffer] = {}  # the picture, and where its crops are
         with engine.owned():
             self._kernels = {kind: engine.cuda.kernel(cubin, name) for kind, name in _ENTRIES.items()}
@@ -54,13 +52,13 @@ class FrameEngine:
 
         Raises EdgeposeError when the rows are not those of the source.
         """
-        task, box = letterbox_task(source, self._spec)
+        task, box = letterbox_task(source, self.spec)
         return self._seen((rows, source), task, None, {}), box
 
     def see_regions(self, frame: U8, regions: Regions, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The engine's outputs for crops of a (H, W, 3) BGR frame; `feeds` are its other inputs by name."""
         rows, source = _packed(frame)
-        task, inverses = crop_task(source, regions, self._spec)
+        task, inverses = crop_task(source, regions, self.spec)
         return self._seen((rows, source), task, inverses, feeds)
 
     def _seen(
@@ -75,7 +73,7 @@ class FrameEngine:
             if inverses is not None:
                 uploads.append(self._filled("crops", inverses))
             chroma = source.pitch * source.height  # where the second plane begins
-            shape = (count, 3, self._spec.height, self._spec.width)
+            shape = (count, 3, self.spec.height, self.spec.width)
             work = (task, chroma, *(buffer.address for buffer, _ in uploads))
             write = self._writer(uploads, task, chroma, count)
             return self._engine.run_written(INPUT, shape, write, work, feeds)
@@ -84,7 +82,6 @@ class FrameEngine:
         self, uploads: Sequence[tuple[Buffer, int]], task: bytes, chroma: int, count: int
     ) -> Callable[[Place], None]:
         """What queues the uploads and the kernel."""
-        blocks = (-(-self._spec.width // THREADS[0]), -(-self._spec.height // THREADS[1]), count)
         picture, crops = uploads[0][0].address, uploads[1][0].address if len(uploads) > 1 else 0
 
         def write(place: Place) -> None:
@@ -92,7 +89,7 @@ class FrameEngine:
             for buffer, size in uploads:
                 cuda.upload(buffer, size, place.stream)
             arguments = (picture, picture + chroma, place.address, task, crops)
-            cuda.launch(self._kernels[place.dtype.name], blocks, arguments, place.stream)
+            cuda.launch(self._kernels[place.dtype.name], blocks(self.spec, count), arguments, place.stream)
 
         return write
 
@@ -137,9 +134,8 @@ def _packed(frame: U8) -> tuple[U8, Source]:
 
 
 def _require_rows(rows: U8, source: Source) -> None:
-    times, of = _ROWS[source.format]
-    expected = (source.height * times // of, source.pitch)
-    fits = source.pitch >= source.width * _PIXEL[source.format]
+    expected = (source.rows, source.pitch)
+    fits = source.pitch >= source.width * PIXEL[source.format]
     even = source.format != "NV12" or source.width % 2 == source.height % 2 == 0
     if rows.shape != expected or not fits or not even or not rows.flags.c_contiguous:
         raise EdgeposeError(

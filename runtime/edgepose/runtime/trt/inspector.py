@@ -18,7 +18,7 @@ _PRECISIONS = (
     ("bf16", r"bf16|bfloat16"),
     ("fp32", r"fp32|float"),
 )
-_ATTENTION = re.compile(r"mha|attention", re.IGNORECASE)
+_FUSED = re.compile(r"(^|_)f?mha(_|$)", re.IGNORECASE)  # such as _gemm_mha_v2_0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,22 @@ def count_layers(text: str) -> Layers:
         layers = []
     described = [layer if isinstance(layer, dict) else {"Name": str(layer)} for layer in layers]
     kinds = Counter(_precision(layer) for layer in described)
-    names = [str(layer.get("Name", "")) for layer in described]
     return Layers(
         total=len(described),
         by_precision=dict(sorted(kinds.items())),
-        reformats=sum("reformat" in str(layer.get("LayerType", "")).lower() for layer in described),
-        attention=tuple(name for name in names if _ATTENTION.search(name)),
+        reformats=sum("reformat" in _text(layer, "LayerType").lower() for layer in described),
+        attention=tuple(_text(layer, "Name") for layer in described if _is_fused_attention(layer)),
     )
+
+
+def _is_fused_attention(layer: dict[str, Any]) -> bool:
+    """By the kernel or the kind of layer: a plain projection may be called `….attention.qkv`."""
+    kind = _text(layer, "LayerType")
+    return bool(_FUSED.search(_text(layer, "Name")) or _FUSED.search(kind)) or "attention" in kind.lower()
+
+
+def _text(layer: dict[str, Any], key: str) -> str:
+    return str(layer.get(key, ""))
 
 
 def _precision(layer: dict[str, Any]) -> str:

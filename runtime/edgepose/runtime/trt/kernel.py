@@ -12,9 +12,11 @@ from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.preprocess import Letterbox, pad_colour
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown.crop import F64, Regions
+from edgepose.runtime.trt.cuda import THREADS
 
 SOURCE = Path(__file__).with_name("prepare.cu")
 FORMATS = {"NV12": 0, "RGBA": 1, "BGR": 2}  # enum Format of prepare.cu
+PIXEL = {"NV12": 1, "RGBA": 4, "BGR": 3}  # bytes a pixel in a row
 _LAYOUT = struct.Struct("=4i6f4i2f2i9f")  # struct Task of prepare.cu
 
 # Share of red and blue in the luma: ITU-R BT.601 and BT.709.
@@ -40,6 +42,11 @@ class Source:
                 f"{', '.join(FORMATS)} and of {', '.join(_LUMA)}"
             )
 
+    @property
+    def rows(self) -> int:
+        """In memory: half as many again for NV12's chroma."""
+        return self.height * 3 // 2 if self.format == "NV12" else self.height
+
     def coefficients(self) -> tuple[float, ...]:
         """Luma's offset and gain; red of V, green of U and of V, blue of U; on values 0..255."""
         red, blue = _LUMA[self.matrix]
@@ -48,6 +55,11 @@ class Source:
         red_v, blue_u = 2 * (1 - red) * chroma, 2 * (1 - blue) * chroma
         offset = 0.0 if self.full_range else 16.0
         return offset, gain, red_v, blue_u * blue / green, red_v * red / green, blue_u
+
+
+def blocks(spec: Spec, count: int) -> tuple[int, int, int]:
+    """Of THREADS, for so many pictures of the network's input."""
+    return -(-spec.width // THREADS[0]), -(-spec.height // THREADS[1]), count
 
 
 def letterbox_task(source: Source, spec: Spec) -> tuple[bytes, Letterbox]:

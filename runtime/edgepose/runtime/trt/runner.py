@@ -63,7 +63,7 @@ class TensorRtBackend:
     """
 
     def __init__(self, plan: bytes, cuda: Cuda, *, mapped: bool) -> None:
-        """Raises EngineRefused for a plan of another board or release, HardwareError when memory runs out."""
+        """Raises EngineRefused for a plan of another board or release, OutOfMemory when memory runs out."""
         self.cuda, self.mapped = cuda, mapped
         self._busy = threading.Lock()
         self._lost: str | None = None
@@ -97,6 +97,8 @@ class TensorRtBackend:
         trt.init_libnvinfer_plugins(self._logger, "")
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None and self._said.out_of_memory():  # a good plan: its weights find no room
+            raise self._no_memory(f"it cannot be loaded ({self._said.why()})")
         if self._engine is None:
             raise EngineRefused(
                 f"this engine cannot be loaded here ({self._said.why()}): engines are tied to the board and "
