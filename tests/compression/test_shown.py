@@ -48,7 +48,9 @@ def test_one_person_in_many_pictures_cannot_calibrate(tmp_path: Path) -> None:
     pictures = Pictures(FEWEST)
     first = next(pictures.samples()).image_id
     assert len(found(pictures, range(first, first + FEWEST), tmp_path)) == FEWEST
-    with pytest.raises(EdgeposeError, match="set: 1 different people are found in its 16 pictures, .* 16 or"):
+    with pytest.raises(
+        EdgeposeError, match=r"set: 1 different people are found in its 16 pictures, .* 16 or"
+    ):
         found(pictures, range(first, first + 1), tmp_path)
 
 

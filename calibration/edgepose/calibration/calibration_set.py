@@ -377,8 +377,8 @@ def require_useful(found: CalibrationSet) -> None:
     useful = count_useful(found.images())
     if useful < FEWEST:
         raise EdgeposeError(
-            f"{found.folder}: {useful} different ones of its {len(found)} pictures show more than one colour, "
-            f"a calibration needs {FEWEST} or more; make the set again: edgepose calibrate"
+            f"{found.folder}: {useful} different ones of its {len(found)} pictures show more than one "
+            f"colour, a calibration needs {FEWEST} or more; make the set again: edgepose calibrate"
         )
 
 

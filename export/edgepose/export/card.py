@@ -127,7 +127,9 @@ def _origin(provenance: Mapping[str, Any]) -> list[str]:
         steps, digest = provenance["settings"].get("qat_steps"), provenance["calibration_sha256"]
         lines.append(f"- INT8 scales {'at first ' if steps else ''}from {shown}, manifest sha256 `{digest}`")
         if steps:
-            lines.append(f"- INT8 weights and scales from {steps} steps of training: the best average of them")
+            lines.append(
+                f"- INT8 weights and scales from {steps} steps of training: the best average of them"
+            )
     return lines
 
 
