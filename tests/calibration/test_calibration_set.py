@@ -183,7 +183,7 @@ def test_too_few_pictures_or_pictures_of_one_colour_cannot_calibrate(
     for entry in found.manifest.images[:flat]:
         cv2.imwrite(str(made / entry.file), np.full((64, 96, 3), 100, np.uint8))
     fewer = replace(found, manifest=replace(found.manifest, images=found.manifest.images[: shown + flat]))
-    with pytest.raises(EdgeposeError, match=rf"{shown} of its {shown + flat} pictures show .* needs 16"):
+    with pytest.raises(EdgeposeError, match=rf"{shown} different ones of its {shown + flat} .* needs 16"):
         require_useful(fewer)
 
 
@@ -255,7 +255,7 @@ def test_audit_of_a_good_set(made: Path, held_out: Path) -> None:
 
 
 def test_audit_finds_a_manifest_whose_pixel_hash_was_edited(made: Path, data: Path) -> None:
-    edit(made, lambda m: [entry.update(pixels="0" * 64) for entry in m["images"]])
+    edit(made, lambda m: m["images"][3].update(pixels="0" * 64))
     with pytest.raises(EdgeposeError, match="its pixels are not those the manifest describes"):
         audit(made, open_dataset(str(data)))
 
@@ -267,17 +267,36 @@ def test_audit_refuses_a_set_that_shares_too_few_or_nobody(
     with pytest.raises(GateFailed, match="20 of 20 calibration pictures"):
         audit(made, open_dataset(str(data)))
     everybody = (made / "manifest.json").read_text()
-    edit(made, lambda m: m.update(images=[e for e in m["images"] if e["strata"] == [EMPTY]] * 8))
+    edit(made, lambda m: m.update(images=[e | {"strata": [EMPTY]} for e in m["images"]]))
     with pytest.raises(GateFailed, match="nobody is in any"):
         audit(made, apart)
-    edit(made, lambda m: m.update(images=m["images"][: FEWEST - 1]))
-    with pytest.raises(GateFailed, match="15 pictures; a calibration set needs 16"):
+    edit(made, lambda m: m.update(images=m["images"][: FEWEST - 1] * 2))
+    with pytest.raises(GateFailed, match="15 different pictures; a calibration set needs 16"):
         audit(made, apart)
     (made / "manifest.json").write_text(everybody)
     lost = next(iter(json.loads(everybody)["coverage"]))
-    edit(made, lambda m: m.update(images=[e for e in m["images"] if lost not in e["strata"]] * 2))
+    without = {"strata": ["another kind"]}
+    edit(made, lambda m: m.update(images=[e | without if lost in e["strata"] else e for e in m["images"]]))
     with pytest.raises(GateFailed, match=f"no picture shows {lost}"):
         audit(made, apart)
+
+
+def test_one_picture_named_sixteen_times_is_one(coco_folder: FolderMaker, tmp_path: Path) -> None:
+    folder, apart = coco_folder("data", range(16)), open_dataset(str(coco_folder("held_out", [98, 99])))
+    content = json.loads((folder / "annotations.json").read_text())
+    content["images"] = [{**image, "file_name": "001.png"} for image in content["images"]]
+    (folder / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(GateFailed, match=r"set: 1 different pictures; a calibration set needs 16"):
+        make_calibration_set(open_dataset(str(folder)), apart, 16, tmp_path / "set")
+    assert leftovers(tmp_path) == []
+
+
+def test_copies_of_a_picture_calibrate_no_better_than_one(made: Path) -> None:
+    found = load_calibration_set(made)
+    for entry in found.manifest.images[1:]:
+        shutil.copy(made / found.manifest.images[0].file, made / entry.file)
+    with pytest.raises(EdgeposeError, match="1 different ones of its 20 pictures"):
+        require_useful(found)
 
 
 def test_too_few_or_nobody_to_choose_from(data: Path, held_out: Path, tmp_path: Path) -> None:

@@ -164,6 +164,32 @@ def test_costs_are_the_closed_forms() -> None:
     assert loses.oks.low < loses.oks.mean < loses.oks.high
 
 
+class Rare(Planned):
+    """Forty pictures; one group loses the person of seven of them, the others do nothing."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = [Group("loses", (), 10), *(Group(f"idle{place}", (), 0) for place in range(1, groups))]
+
+    def __len__(self) -> int:
+        return 40
+
+    def of(self, floats: Collection[str]) -> list[Poses]:
+        lost = 0 if "loses" in floats else 7
+        found = super().of({"shifts", "loses"})[0]
+        return [Poses.empty()] * lost + [found] * (40 - lost)
+
+
+@pytest.mark.parametrize(("groups", "certain"), [(2, True), (98, False)])
+def test_as_many_layers_as_there_are_to_look_at_are_drawn_for(groups: int, certain: bool) -> None:
+    """(33/40)**40: 0.05 % of all draws take none of the seven; chance has 0.025 % for each of 98 layers."""
+    judge = Judge(Rare(groups), Gates())  # type: ignore[arg-type]
+    found = judge.cost(judge.answers.groups[0])
+    assert found.oks.mean == pytest.approx(7 / 40)
+    assert found.oks.low > 0
+    assert found.certain is certain
+
+
 def test_the_frontier_is_walked_one_by_one_until_the_gates_hold_and_then_faster() -> None:
     groups = Planned().groups * 6
 

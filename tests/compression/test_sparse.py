@@ -11,7 +11,7 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgepose.compression.graph import Array
-from edgepose.compression.sparse import sparse_nodes
+from edgepose.compression.sparse import keeps_pattern, sparse_nodes
 from edgepose.training.models.sparsity import mask_2_4
 
 RNG = np.random.default_rng(0)
@@ -75,3 +75,9 @@ def test_the_pattern_is_seen_along_inputs(make: Any) -> None:
 
 def test_products_of_two_activations_have_no_weight() -> None:
     assert sparse_nodes(model_of([helper.make_node("MatMul", ["x", "x"], ["y"], "layer")], {}, [8, 8])) == {}
+
+
+def test_a_quantized_form_keeps_the_pattern_or_does_not() -> None:
+    assert keeps_pattern(conv(SPARSE), quantized(SPARSE))
+    assert not keeps_pattern(conv(SPARSE), quantized(WEIGHT))
+    assert keeps_pattern(conv(WEIGHT), quantized(WEIGHT))  # there was none to keep

@@ -210,6 +210,14 @@ def test_a_legal_file_comes_back(quantized: Quantized) -> None:
     assert legalise(good, "8.6").model.SerializeToString() == good.SerializeToString()
 
 
+def test_of_a_legal_file_the_pairs_go_that_keep_a_convolution_from_its_add(quantized: Quantized) -> None:
+    found = lint(quantized.model, "10.3")
+    assert {finding.rule for finding in found} == {"P01"}
+    legal = legalise(quantized.model, "10.3")
+    assert legal.model.SerializeToString() == drop_conv_side(quantized.model).SerializeToString()
+    assert legal.mended == found
+
+
 def test_the_cpu_view_becomes_legal(quantized: Quantized) -> None:
     legal = legalise(cpu_view(quantized.model), "10.3").model
     assert errors(lint(legal, "10.3")) == []

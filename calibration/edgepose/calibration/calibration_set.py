@@ -339,9 +339,10 @@ def _write(data: Dataset, index: int, why: str, folder: Path) -> Entry:
 
 def _require_coverage(origin: Path, manifest: Manifest) -> None:
     """Raises GateFailed when the source has a kind of people that the set lacks, or the set is too small."""
-    if len(manifest.images) < FEWEST:
+    different = len({entry.pixels for entry in manifest.images})
+    if different < FEWEST:
         raise GateFailed(
-            f"{origin}: {len(manifest.images)} pictures; a calibration set needs {FEWEST} or more"
+            f"{origin}: {different} different pictures; a calibration set needs {FEWEST} or more"
         )
     shown = Counter(name for entry in manifest.images for name in entry.strata)
     if set(shown) <= {EMPTY}:
@@ -373,12 +374,17 @@ def load_calibration_set(folder: Path) -> CalibrationSet:
 
 def require_useful(found: CalibrationSet) -> None:
     """Raises EdgeposeError when too few pictures show anything to take activation ranges from."""
-    useful = sum(bool((image != image[0, 0]).any()) for image in found.images())
+    useful = count_useful(found.images())
     if useful < FEWEST:
         raise EdgeposeError(
-            f"{found.folder}: {useful} of its {len(found)} pictures show more than one colour, a calibration "
-            f"needs {FEWEST} or more; make the set again: edgepose calibrate"
+            f"{found.folder}: {useful} different ones of its {len(found)} pictures show more than one "
+            f"colour, a calibration needs {FEWEST} or more; make the set again: edgepose calibrate"
         )
+
+
+def count_useful(images: Iterable[U8]) -> int:
+    """How many different (H, W, 3) pictures, or crops of some, show more than one colour."""
+    return len({fingerprint_of(image) for image in images if (image != image[0, 0]).any()})
 
 
 def audit(folder: Path, exclude: Dataset) -> Exclusion:

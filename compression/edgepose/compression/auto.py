@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +13,15 @@ from edgepose.calibration.ledger import Gates
 from edgepose.compression.answers import Answers
 from edgepose.compression.blame import Blamed, Judge, Point, rank, walk
 from edgepose.compression.graph import load_onnx
-from edgepose.compression.groups import switches_of
-from edgepose.compression.quantize import NOTHING, Quantized
+from edgepose.compression.groups import Switches, switches_of
+from edgepose.compression.quantize import Quantized
 from edgepose.runtime.errors import GateFailed
 from edgepose.runtime.spec import Spec
 
-# Quantizes with the nodes of these names float, too; gives the spec of what came out.
-Requantize = Callable[[Mapping[str, str]], tuple[Mapping[str, Quantized], Spec]]
+# By graph: names of nodes that stay float -> why. Graphs of one network have nodes of equal names.
+Keep = Mapping[str, Mapping[str, str]]
+# Quantizes with these nodes float, too; gives the spec of what came out.
+Requantize = Callable[[Keep], tuple[Mapping[str, Quantized], Spec]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Asked:
 class Islands:
     """A quantized network, and what stayed float so that the gates hold."""
 
-    keep: Mapping[str, str]  # names of the nodes -> why
+    keep: Keep  # empty when nothing has to
     point: Point | None  # what was measured; None when no gates were asked for
     quantized: Mapping[str, Quantized]  # by graph
     spec: Spec
@@ -48,18 +50,18 @@ def float_islands(asked: Asked, fp32: Mapping[str, Path], requantize: Requantize
     quantized anew. Answers are kept in `folder`. Raises GateFailed when the last layer would have to be
     float.
     """
-    quantized, spec = requantize(NOTHING)
+    quantized, spec = requantize({})
     models = {name: load_onnx(path) for name, path in fp32.items()}
     switches = switches_of(models, _models(quantized), (spec.width, spec.height))
     judge = Judge(Answers(folder, switches, asked.shown, spec), asked.gates, asked.min_height_px)
     point = judge.point(judge.answers.groups, 0)
     if not point.failures:
-        return Islands(NOTHING, point, quantized, spec)
+        return Islands({}, point, quantized, spec)
     ranking = rank(judge)
     groups = [blamed.group for blamed in ranking]
     start = next(point.floats for point in walk(judge, groups) if not point.failures)
     for floats in range(start, len(groups)):
-        keep = {node: _reason(blamed) for blamed in ranking[:floats] for node in blamed.group.nodes}
+        keep = {name: _nodes(each, ranking[:floats]) for name, each in switches.items()}
         quantized, spec = requantize(keep)
         found = judge.answers.ask(_models(quantized), spec, "int8")
         point = judge.judged(found, floats, sum(group.macs for group in groups[floats:]))
@@ -73,6 +75,12 @@ def float_islands(asked: Asked, fp32: Mapping[str, Path], requantize: Requantize
 
 def _models(quantized: Mapping[str, Quantized]) -> dict[str, ModelProto]:
     return {name: result.model for name, result in quantized.items()}
+
+
+def _nodes(switches: Switches, ranking: Sequence[Blamed]) -> dict[str, str]:
+    """The nodes of one graph that are in the groups of the ranking, and why they are."""
+    own = (blamed for blamed in ranking if blamed.group in switches.groups)
+    return {node: _reason(blamed) for blamed in own for node in blamed.group.nodes}
 
 
 def _reason(blamed: Blamed) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -23,7 +24,8 @@ from edgepose.runtime.poses import Poses
 from edgepose.runtime.progress import progress_bar, track
 
 VERSION = 1
-DRAWS, LEVEL = 1000, 0.95  # of the bootstrap over pictures
+DRAWS, LEVEL = 1000, 0.95  # of the bootstrap over pictures; more where chance is smaller than these resolve
+BEYOND = 10  # draws in the tail that chance leaves to one layer: fewer do not say where it ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,8 @@ class Judge:
         self._baseline = self._scored(self._float)
         counted = [sum(map(self._counts, people)) for people in self._truth]
         self._people = np.array(counted, np.float64)  # (I,)
-        self._taken = _draws(self._people)
+        self._chance = (1 - LEVEL) / 2 / len(answers.groups)  # of being beyond it by chance (Bonferroni)
+        self._taken = _draws(self._people, max(DRAWS, math.ceil(BEYOND / self._chance)))
         self._macs = sum(switches.macs for switches in answers.switches.values())
         self._none, self._every = self._of(self.all), self._of(frozenset())
 
@@ -156,8 +159,7 @@ class Judge:
         pairs = ((self._none, alone), (last, self._every))
         oks = [self._mean(better.oks - worse.oks) for better, worse in pairs]
         drift = (self._drift(alone), self._drift(self._every) - self._drift(last))
-        chance = (1 - LEVEL) / 2 / len(self.answers.groups)  # of being beyond it by chance (Bonferroni)
-        certain = bool(np.quantile((oks[0] + oks[1])[1:], chance) > 0)
+        certain = bool(np.quantile((oks[0] + oks[1])[1:], self._chance) > 0)
         return Blamed(group, _cost(*oks), _cost(*drift), certain)
 
     def _mean(self, sums: F64) -> F64:
@@ -187,10 +189,13 @@ class Judge:
         return Point(floats, int8_macs / self._macs, oks, row, tuple(failures))
 
 
-def _draws(people: F64) -> F64:
-    """(DRAWS + 1, I) how often each picture is taken: first once, then at random."""
+def _draws(people: F64, count: int) -> F64:
+    """(count + 1, I) how often each picture is taken: first once, then at random.
+
+    Without the draws that take nobody.
+    """
     pictures = len(people)
-    drawn = np.random.default_rng(0).multinomial(pictures, np.full(pictures, 1 / pictures), DRAWS)
+    drawn = np.random.default_rng(0).multinomial(pictures, np.full(pictures, 1 / pictures), count)
     return np.concatenate([np.ones((1, pictures)), drawn[drawn @ people > 0]])
 
 

@@ -22,6 +22,7 @@ from edgepose.training.checkpoint import save_tensors
 from edgepose.training.families import course_of
 from edgepose.training.families.course import Batch, Course, Group
 from edgepose.training.loop import CHECKPOINT, RECIPE, Trainer
+from edgepose.training.models.sparsity import PATTERN, is_sparse
 from edgepose.training.models.weights import read_weights
 from edgepose.training.recipe import require_fits
 from edgepose.training.sections import Recipe, Teacher
@@ -96,11 +97,14 @@ def learn(
 ) -> dict[str, float] | None:
     """Train the quantized form of the float `model` into the folder `out`; keeps the best average of all.
 
-    The first one judged is the form as it was. Returns the AP by the steps after which it was judged; in
-    processes but the first None. Raises EdgeposeError as `edgepose train` does, for a recipe of another model
-    and for one without validation pictures.
+    Weights that follow the 2:4 pattern go on following it, whether or not the recipe says so. The first
+    average judged is the form as it was. Returns the AP by the steps after which it was judged; in processes
+    but the first None. Raises EdgeposeError as `edgepose train` does, for a recipe of another model and for
+    one without validation pictures.
     """
     require_fits(recipe, found.spec.model, "the recipe", scored=True)
+    if is_sparse(model):
+        recipe = recipe.model_copy(update={"sparsity": PATTERN})
     if not resume and (out / CHECKPOINT).exists():
         raise EdgeposeError(f"{out}: holds a training run already; add --resume, or choose another --out")
     fresh = partial(learning_form, found, model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgepose.calibration.boxes import Boxes, Finder
-from edgepose.calibration.calibration_set import CalibrationSet
+from edgepose.calibration.calibration_set import FEWEST, CalibrationSet, count_useful
 from edgepose.calibration.sample import Sample
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.preprocess import U8, letterbox, pad_colour
@@ -25,14 +25,21 @@ def pictures_shown(pictures: CalibrationSet, spec: Spec) -> list[U8]:
 def people_shown(pictures: CalibrationSet, spec: Spec, finder: Finder) -> list[U8]:
     """A crop (height, width, 3) BGR of every person found, or of MOST, taken evenly from all pictures.
 
-    Raises EdgeposeError when nobody is found.
+    Raises EdgeposeError when nobody is found, and when the crops are too few to take activation ranges from.
     """
     found = finder.find(track(pictures.samples(), "Finding people", len(pictures)))
     crops: list[U8] = []
     for sample, boxes in zip(pictures.samples(), found, strict=True):
         crops.extend(crops_of(sample, boxes, spec))
     places = np.linspace(0, len(crops) - 1, min(MOST, len(crops))).round().astype(int)
-    return [crops[place] for place in places]
+    shown = [crops[place] for place in places]
+    useful = count_useful(shown)
+    if useful < FEWEST:
+        raise EdgeposeError(
+            f"{pictures.folder}: {useful} different people are found in its {len(pictures)} pictures, a "
+            f"calibration needs {FEWEST} or more; add pictures, or name another source of boxes"
+        )
+    return shown
 
 
 def crops_of(sample: Sample, found: Boxes, spec: Spec) -> U8:

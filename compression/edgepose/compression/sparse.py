@@ -25,6 +25,12 @@ def sparse_nodes(model: ModelProto) -> dict[str, bool]:
     return found
 
 
+def keeps_pattern(fp32: ModelProto, quantized: ModelProto) -> bool:
+    """Whether the layers that follow the pattern in a graph follow it in its quantized form, too."""
+    found = sparse_nodes(quantized)
+    return all(found[name] for name, follows in sparse_nodes(fp32).items() if follows)
+
+
 def _weight(graph: Graph, name: str) -> Array | None:
     """The constant behind `name`, as the layer sees it but for its scale."""
     value, node = graph.value(name), graph.producers.get(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from edgepose.calibration.dataset import open_dataset
 from edgepose.calibration.evaluation import TRUTH, Shown, require_skeleton, told
 from edgepose.calibration.ledger import Gates
 from edgepose.compression.artefact import CROPS, TORCH, Source, write
-from edgepose.compression.auto import Asked, Islands, float_islands
+from edgepose.compression.auto import Asked, Islands, Keep, float_islands
 from edgepose.compression.blame import Point
 from edgepose.compression.execution import INPUT, feeds_of, outputs_of
 from edgepose.compression.graph import DEQUANTIZE, WEIGHTED, Array, Graph, load_onnx
@@ -137,7 +138,7 @@ def compress(
         source = replace(source, spec=found.spec)
         if len(source.graphs) == 1:  # NNCF's torch backend follows one module
             images = [one[INPUT] for one in known]
-            kept = {**found.keep, **keep}
+            kept = {**found.keep.get(opened.spec.graphs[0], NOTHING), **keep}
             save_quantized_torch(draft / TORCH, quantize_torch(model, images, opened.spec.family, kept))
         write(
             draft,
@@ -198,21 +199,22 @@ def _quantized(
 ) -> Islands:
     """Quantized once, or until what is asked for holds."""
     if asked is None:
-        return Islands(NOTHING, None, *_quantize(source, known, keep))
-    return float_islands(
-        asked, source.graphs, lambda more: _quantize(source, known, {**more, **keep}), folder
-    )
+        return Islands({}, None, *_quantize(source, known, keep, {}))
+    return float_islands(asked, source.graphs, partial(_quantize, source, known, keep), folder)
 
 
 def _quantize(
-    source: Source, frames: list[dict[str, Array]], keep: Mapping[str, str]
+    source: Source, frames: list[dict[str, Array]], keep: Mapping[str, str], more: Keep
 ) -> tuple[dict[str, Quantized], Spec]:
-    """Each graph, calibrated on what is known of each frame, INT8 outputs included; and the spec of both."""
+    """Each graph, calibrated on what is known of each frame, INT8 outputs included; and the spec of both.
+
+    `keep` is of every graph, `more` of one each.
+    """
     known, quantized = [dict(one) for one in frames], dict[str, Quantized]()
     for name, path in track(source.graphs.items(), "Quantizing", len(source.graphs)):
         model = load_onnx(path)
         feeds = [feeds_of(model, one) for one in known]
-        quantized[name] = quantize(model, feeds, source.spec.family, keep)
+        quantized[name] = quantize(model, feeds, source.spec.family, {**more.get(name, NOTHING), **keep})
         if len(quantized) < len(source.graphs):
             for one, outputs in zip(known, outputs_of(quantized[name].model, feeds), strict=True):
                 one |= outputs

@@ -124,7 +124,12 @@ def _origin(provenance: Mapping[str, Any]) -> list[str]:
         if "calibration_crops" in provenance:
             finder = provenance["calibration_boxes"]
             shown = f"{provenance['calibration_crops']} people whom `{finder}` finds in {shown}"
-        lines.append(f"- INT8 scales from {shown}, manifest sha256 `{provenance['calibration_sha256']}`")
+        steps, digest = provenance["settings"].get("qat_steps"), provenance["calibration_sha256"]
+        lines.append(f"- INT8 scales {'at first ' if steps else ''}from {shown}, manifest sha256 `{digest}`")
+        if steps:
+            lines.append(
+                f"- INT8 weights and scales from {steps} steps of training: the best average of them"
+            )
     return lines
 
 

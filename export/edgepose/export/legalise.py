@@ -48,6 +48,9 @@ class Legal:
 def legalise(model: ModelProto, trt: str = "10.3") -> Legal:
     """The model for TensorRT `trt` (8.6, 10.3 or 11.1); one that is legal already comes back as it is.
 
+    Except for P01, which is slow and not wrong: the pair between a convolution and the Add behind it goes
+    from any file. NNCF puts it there by default, and without it TensorRT makes both one kernel.
+
     Raises EdgeposeError with the node's name and the rule's number for what cannot be mended without
     calibrating again: computed scales, several on an activation, 16 bits, foreign operators, shapes that
     depend on data.

@@ -23,7 +23,7 @@ from edgepose.compression.execution import INPUT, feeds_of, outputs_of
 from edgepose.compression.graph import Array, load_onnx
 from edgepose.compression.shown import crops_of
 from edgepose.compression.source_model import load_model
-from edgepose.compression.sparse import sparse_nodes
+from edgepose.compression.sparse import keeps_pattern, sparse_nodes
 from edgepose.export.assemble import Parts, assemble
 from edgepose.export.deepstream import write
 from edgepose.export.legalise import legalise
@@ -181,6 +181,8 @@ def _compressed_parts(name: str, folder: Path) -> Parts:
     made["settings"], made["float"] = found.settings, found.plan
     fp32 = {name: found.fp32(name) for name in found.spec.graphs}
     quantized = {name: found.quantized(name) for name in found.spec.graphs}
+    if not all(keeps_pattern(fp32[name], quantized[name]) for name in found.spec.graphs):
+        made.pop("sparsity", None)
     return Parts(found.spec, fp32, quantized, found.frames(), made, found.manifest())
 
 
