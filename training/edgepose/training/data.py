@@ -54,7 +54,7 @@ def fit(image: U8, people: Sequence[Person], spec: Spec) -> Picture:
     shape = (len(people), len(COCO17), 2)
     joints = np.array([p.keypoints for p in people], np.float32).reshape(shape)
     boxes = np.array([p.box for p in people], np.float32).reshape(-1, 4)
-    corners = np.stack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1) - CORNER
+    corners = np.stack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1) - np.float32(CORNER)
     return Picture(
         canvas,
         box.to_input(joints),
@@ -139,7 +139,7 @@ def _turned(boxes: F32, matrix: Matrix, side: int) -> tuple[F32, F32]:
     corners = _apply(matrix, np.stack([np.stack(p, -1) for p in ((x0, y0), (x1, y0), (x0, y1), (x1, y1))], 1))
     whole = np.concatenate([corners.min(1), corners.max(1)], 1)
     cut = whole.clip(-CORNER, side - CORNER)
-    return cut, _sizes(cut) / np.maximum(_sizes(whole), np.float32(1e-6))
+    return cut, np.asarray(_sizes(cut) / np.maximum(_sizes(whole), 1e-6), np.float32)
 
 
 def _sizes(boxes: F32) -> F32:

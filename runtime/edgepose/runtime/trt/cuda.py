@@ -135,7 +135,7 @@ def require_library(library: str) -> None:
     """Raises MissingLibrary when it is not there, EdgeposeError when it is none of LIBRARIES."""
     if library not in LIBRARIES:
         raise EdgeposeError(f"CUDA library {library!r}: choose one of {', '.join(LIBRARIES)}")
-    require(_DRIVERS[library])
+    require(DRIVERS[library])
 
 
 def open_cuda(library: str = "pycuda") -> Cuda:
