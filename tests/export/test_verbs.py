@@ -19,6 +19,7 @@ from torch import nn
 
 from edgepose.calibration.calibration_set import make_calibration_set
 from edgepose.calibration.dataset import open_dataset
+from edgepose.calibration.onboard import ap_losses
 from edgepose.compression.artefact import open_compressed
 from edgepose.compression.graph import load_onnx
 from edgepose.compression.qat import learn, short
@@ -28,11 +29,12 @@ from edgepose.compression.torch_quantize import load_quantized_torch
 from edgepose.compression.verb_compress import _report, compress
 from edgepose.export.verb_export import export
 from edgepose.export.verb_qat import qat
+from edgepose.export.verb_verify import verify
 from edgepose.runtime.backend import open_backend
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.cli import guarded
 from edgepose.runtime.drafts import sha256
-from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.runtime.estimator import Estimator
 from edgepose.training.loop import Trainer
 from edgepose.training.models import build
@@ -152,6 +154,19 @@ def test_auto_on_calibration_pictures_or_with_a_pattern_for_nothing_is_refused(
     assert run(compress, *given, "--keep-float", "ints.1") == 2
     assert "--keep-float ints.1: matches no layer; the nearest are inst.1.0" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_scored_on_pictures_that_int8_was_calibrated_on(
+    full: tuple[Path, Any], weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Bundle.open(full[0]).files
+    overlapping = (full[0], "--data", "synthetic:count=2,seed=5")
+    for more in (("--weights", weights), ("--on-board",), ("--blame", full[0].with_name("blame"))):
+        assert run(verify, *overlapping, *more) == 1, more
+        assert "which INT8 was calibrated on" in capsys.readouterr().err
+    with pytest.raises(GateFailed, match="its picture 0 is picture 0 of synthetic:count=16,seed=5"):
+        ap_losses(Bundle.open(full[0]), {}, ["int8"], overlapping[2])
+    assert Bundle.open(full[0]).files == before
 
 
 def test_the_quantized_torch_model_comes_back(compressed: tuple[Path, Any], weights: Path) -> None:

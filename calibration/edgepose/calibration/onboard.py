@@ -9,7 +9,7 @@ from typing import Any
 
 from edgepose.calibration.boxes import Labels
 from edgepose.calibration.dataset import open_dataset
-from edgepose.calibration.evaluation import Shown
+from edgepose.calibration.evaluation import Shown, require_unseen
 from edgepose.calibration.ledger import Gates, Ledger
 from edgepose.calibration.measure import (
     LEDGER,
@@ -164,9 +164,10 @@ def ap_losses(
     """Points of AP that the engines of each precision lose to ONNX FP32 here, over `data`.
 
     Built where they are not there yet; without a figure where an engine cannot be used. Networks that see
-    crops are told of the labelled people.
+    crops are told of the labelled people. Raises GateFailed for pictures that INT8 was calibrated on.
     """
     pictures = open_dataset(data)
+    require_unseen(pictures, bundle)
     samples = (pictures[index] for index in range(len(pictures)))
     shown = Shown(pictures, Labels().find(samples) if bundle.spec.resize == "crop" else None)
     with ExitStack() as stack:

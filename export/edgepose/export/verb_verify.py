@@ -16,7 +16,7 @@ from rich.console import Console
 from edgepose.calibration import onboard
 from edgepose.calibration.boxes import Finder, Labels, open_detector, read_detections
 from edgepose.calibration.dataset import Dataset, open_dataset
-from edgepose.calibration.evaluation import TRUTH, Shown, require_skeleton, told
+from edgepose.calibration.evaluation import TRUTH, Shown, require_skeleton, require_unseen, told
 from edgepose.calibration.ledger import Gates, Ledger, joints_table, looks_table, quality_table, table
 from edgepose.calibration.measure import LEDGER, ledger_of, run_all, with_ledger
 from edgepose.runtime.bundle import ZIP_SUFFIX, Bundle
@@ -137,6 +137,7 @@ def verify(
     opened = Bundle.open(bundle)
     dataset = open_dataset(data or (_data_of(opened) if on_board else DEFAULT_DATA))
     require_skeleton(dataset, opened.spec)
+    require_unseen(dataset, opened)
     least = None if min_ap is None else min_ap / 100
     gates = Gates(
         max_ap_loss / 100,
