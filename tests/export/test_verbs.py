@@ -169,6 +169,28 @@ def test_nothing_is_scored_on_pictures_that_int8_was_calibrated_on(
     assert Bundle.open(full[0]).files == before
 
 
+def test_the_quantized_torch_row_is_of_what_the_bundle_was_exported_from(
+    fp32: Path,
+    compressed: tuple[Path, Any],
+    full: tuple[Path, Any],
+    weights: Path,
+    calibration: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other, bundle = tmp_path / "other", Path(shutil.copytree(full[0], tmp_path / "bundle"))
+    given = (fp32, "--calibration", calibration, "--weights", weights, "--out", other)
+    assert run(compress, *given, "--keep-float", "inst.0") == 0
+    asked = (bundle, "--data", "synthetic:count=1,seed=9", "--weights", weights, "--compressed")
+    capsys.readouterr()
+    assert run(verify, *asked, other) == 2
+    assert f"{other}: not the folder that {bundle} says it was exported from" in capsys.readouterr().err
+    assert "ledger.json" not in Bundle.open(bundle).files
+    assert run(verify, *asked, compressed[0]) in (0, 1)
+    stages = [row["stage"] for row in Bundle.open(bundle).read("ledger.json", "a ledger")["rows"]]
+    assert "torch INT8 (NNCF)" in stages
+
+
 def test_the_quantized_torch_model_comes_back(compressed: tuple[Path, Any], weights: Path) -> None:
     found = open_compressed(compressed[0])
     model, _ = load_model(MODEL, weights)
