@@ -217,8 +217,8 @@ def test_other_recipes_and_other_things_are_not_overwritten(
             "qrpose_smoke: trains qrpose_tiny; choose",
         ),
         (
-            "model: qrpose_tiny\ndata: y\nquantize: {data: z}\nqat: {recipe: qrpose_smoke}",
-            "qrpose_smoke: has no pictures to be scored on; give it data.validation",
+            "model: qrpose_edge\ndata: y\nquantize: {data: z}\nqat: {recipe: qrpose_smoke}",
+            "qrpose_smoke: trains qrpose_tiny; choose",
         ),
         ("", "key ''"),
     ],
