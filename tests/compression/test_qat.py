@@ -1,4 +1,4 @@
-"""Training in INT8 keeps what the float network was trained for: its 2:4 zeros."""
+"""What `edgepose qat` chooses on, the calibration set's pictures, and what it keeps: the 2:4 zeros."""
 
 from __future__ import annotations
 
@@ -12,14 +12,69 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgepose.calibration.calibration_set import Manifest, make_calibration_set, require_apart
+from edgepose.calibration.dataset import Dataset, open_dataset
 from edgepose.compression import qat
-from edgepose.compression.qat import BEST, learn
+from edgepose.compression.qat import BEST, calibrated_on, learn
 from edgepose.compression.torch_quantize import quantize_torch
 from edgepose.compression.trainable import with_learning_quantizers
+from edgepose.runtime.drafts import read_json
+from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.runtime.poses import F32
 from edgepose.training.models.sparsity import follows_2_4, is_sparse, keep, masks_of
 from edgepose.training.models.weights import read_weights
+from edgepose.training.recipe import open_recipe
 from edgepose.training.sections import Data, Recipe, Schedule
+
+SOURCE = "synthetic:count=20,seed=5,size=64"
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Any:
+    """As much as is asked of what `compress` wrote."""
+    apart = open_dataset("synthetic:count=1,seed=9,size=64")
+    made = make_calibration_set(open_dataset(SOURCE), apart, 16, tmp_path / "set")
+    manifest = read_json(made.folder / "manifest.json", "a manifest")
+    return SimpleNamespace(
+        folder=tmp_path, manifest=lambda: manifest, spec=SimpleNamespace(model="qrpose_tiny")
+    )
+
+
+def test_it_chooses_on_pictures_that_evaluation_refuses(
+    found: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the recipe is validated on, which is what networks are evaluated on."""
+    judged: list[Dataset] = []
+
+    def judge(_: Any, pictures: Dataset, __: Path) -> None:
+        judged.append(pictures)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(qat, "Judge", judge)
+    monkeypatch.setattr(qat, "Trainer", lambda *_: SimpleNamespace(course=None))
+    with pytest.raises(KeyboardInterrupt):
+        learn(found, nn.Identity(), open_recipe("qrpose_tiny"), tmp_path / "run", resume=False)
+    (pictures,) = judged
+    manifest = Manifest.from_dict(found.manifest(), tmp_path)
+    assert [pictures.fingerprint(i) for i in range(len(pictures))] == [e.pixels for e in manifest.images]
+    assert [len(pictures.people(i)) for i in range(len(pictures))] == [e.people for e in manifest.images]
+    assert (pictures[0].image.shape, pictures.size(0)) == ((64, 64, 3), (64, 64))
+    with pytest.raises(GateFailed):
+        require_apart(manifest, pictures)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("synthetic:count=20,seed=6,size=64", "is not what .* was calibrated on; calibrate and compress"),
+        ("synthetic:count=2,seed=5,size=64", "is not what .* was calibrated on; calibrate and compress"),
+        ("nowhere.json", "nowhere.json: no such file"),
+    ],
+)
+def test_other_pictures_in_their_place_are_refused(found: Any, source: str, message: str) -> None:
+    found.manifest()["source"] = source
+    with pytest.raises(EdgeposeError, match=message):
+        calibrated_on(found)
 
 
 class Wide(nn.Module):
@@ -63,7 +118,7 @@ def test_sparse_weights_stay_sparse(
     image = torch.from_numpy(images[0])
     monkeypatch.setattr(qat, "learning_form", lambda found, model: copy.deepcopy(form))
     monkeypatch.setattr(qat, "course_of", lambda recipe, rank: Zero(recipe, image))
-    monkeypatch.setattr(qat, "open_dataset", lambda source: None)
+    monkeypatch.setattr(qat, "calibrated_on", lambda found: None)
     schedule = Schedule(steps=3, learning_rate=1e-2, rise=0.0, ema=0.0, checkpoint_steps=3)
     data = Data(train="none", validation="none")
     recipe = Recipe(model="wide", threads=1, precision="32-true", data=data, schedule=schedule)

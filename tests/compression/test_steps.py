@@ -252,8 +252,8 @@ def test_the_recipe_of_the_readme_opens(tmp_path: Path) -> None:
             "qrpose_smoke: trains qrpose_tiny; choose",
         ),
         (
-            "model: qrpose_tiny\ndata: y\nquantize: {data: z}\nqat: {recipe: qrpose_smoke}",
-            "qrpose_smoke: has no pictures to be scored on; give it data.validation",
+            "model: qrpose_edge\ndata: y\nquantize: {data: z}\nqat: {recipe: qrpose_smoke}",
+            "qrpose_smoke: trains qrpose_tiny; choose",
         ),
         ("", "key ''"),
     ],

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from edgepose.export.dial import Curve
 from edgepose.export.verb_dial import dial
 from edgepose.runtime.bundle import Bundle
-from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.runtime.topdown.gauge import FILE, gauge_of
 
 DATA = "synthetic:count=3,seed=5"
@@ -46,9 +46,16 @@ def test_a_gauge_is_kept_in_the_bundle(still_bundle: Path, still_refiner: Path, 
     # The person that it always sees is hardly ever there: nothing is expected, so every pose stays.
     assert gauge_of(Bundle.open(refiner)).fine[0] > 1
     assert [point["score"]["ap"] for point in values["points"]] == [values["points"][0]["score"]["ap"]] * 9
-    twice = [still_bundle, refiner, "--data", DATA, "--gauge", DATA]
-    refused = CliRunner().invoke(dial, list(map(str, twice))).exception
-    assert "these pictures are evaluated; gauge on others" in str(refused)
+
+
+@pytest.mark.parametrize("gauge", [DATA, "synthetic:count=1,seed=5,size=256x256", "synthetic:seed=5,count=5"])
+def test_a_gauge_is_not_measured_on_a_picture_that_is_evaluated(
+    still_bundle: Path, still_refiner: Path, gauge: str
+) -> None:
+    arguments = [still_bundle, still_refiner, "--data", DATA, "--gauge", gauge]
+    refused = CliRunner().invoke(dial, list(map(str, arguments))).exception
+    assert isinstance(refused, GateFailed)
+    assert "its picture 0 is evaluated, too; gauge on others" in str(refused)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -176,6 +177,30 @@ class CocoDataset:
 
     def fingerprint(self, index: int) -> str:
         return fingerprint_of(self[index].image)
+
+
+class Chosen:
+    """Some pictures of a dataset."""
+
+    def __init__(self, whole: Dataset, places: Sequence[int]) -> None:
+        """`places` of the pictures in the `whole`, in their new order."""
+        self.source, self.name, self.skeleton = whole.source, whole.name, whole.skeleton
+        self._whole, self._places = whole, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._whole[self._places[index]]
+
+    def people(self, index: int) -> tuple[Person, ...]:
+        return self._whole.people(self._places[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self._whole.size(self._places[index])
+
+    def fingerprint(self, index: int) -> str:
+        return self._whole.fingerprint(self._places[index])
 
 
 def _image_folder(coco: Coco) -> Path:

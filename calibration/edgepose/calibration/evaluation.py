@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from edgepose.calibration.boxes import Boxes, Finder
+from edgepose.calibration.calibration_set import Manifest, require_apart
 from edgepose.calibration.dataset import Dataset
+from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.oks import F64
 from edgepose.runtime.poses import Poses
@@ -19,6 +21,7 @@ from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown.crop import Regions
 
 TRUTH = "truth"  # the labels' boxes
+MANIFEST = "calibration.json"  # in a bundle: of the pictures that its INT8 was calibrated on
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +63,10 @@ def require_skeleton(pictures: Dataset, spec: Spec) -> None:
         raise EdgeposeError(
             f"{pictures.source}: its joints are {pictures.skeleton.name}, the bundle's {spec.skeleton}"
         )
+
+
+def require_unseen(pictures: Dataset, bundle: Bundle) -> None:
+    """Raises GateFailed when one of the pictures is of those that the bundle's INT8 was calibrated on."""
+    if MANIFEST in bundle.files:
+        values = bundle.read(MANIFEST, "the calibration manifest")
+        require_apart(Manifest.from_dict(values, bundle.path / MANIFEST), pictures)

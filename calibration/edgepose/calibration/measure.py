@@ -153,6 +153,13 @@ def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return platform.machine()
 
 
+def ledger_in(bundle: Bundle) -> Ledger | None:
+    """What was measured of the bundle before, if anything was."""
+    if LEDGER not in bundle.files:
+        return None
+    return Ledger.from_dict(bundle.read(LEDGER, "a ledger"), f"{bundle.path}/{LEDGER}")
+
+
 def with_ledger(bundle: Bundle, ledger: Ledger) -> Bundle:
     """Publish the bundle with this ledger inside."""
     text = json.dumps(ledger.to_dict(), indent=1, allow_nan=False) + "\n"

@@ -9,16 +9,9 @@ from typing import Any
 
 from edgepose.calibration.boxes import Labels
 from edgepose.calibration.dataset import open_dataset
-from edgepose.calibration.evaluation import Shown
+from edgepose.calibration.evaluation import Shown, require_unseen
 from edgepose.calibration.ledger import Gates, Ledger
-from edgepose.calibration.measure import (
-    LEDGER,
-    Artefact,
-    artefact_of,
-    cpu_artefacts,
-    ledger_of,
-    run_all,
-)
+from edgepose.calibration.measure import Artefact, artefact_of, cpu_artefacts, ledger_of, run_all
 from edgepose.calibration.score import evaluate
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.golden import read
@@ -164,9 +157,10 @@ def ap_losses(
     """Points of AP that the engines of each precision lose to ONNX FP32 here, over `data`.
 
     Built where they are not there yet; without a figure where an engine cannot be used. Networks that see
-    crops are told of the labelled people.
+    crops are told of the labelled people. Raises GateFailed for pictures that INT8 was calibrated on.
     """
     pictures = open_dataset(data)
+    require_unseen(pictures, bundle)
     samples = (pictures[index] for index in range(len(pictures)))
     shown = Shown(pictures, Labels().find(samples) if bundle.spec.resize == "crop" else None)
     with ExitStack() as stack:
@@ -187,15 +181,17 @@ def _live(before: str, ledger: Ledger) -> str:
     return next((precision for precision in safer if stage(precision) in passing), NO_ENGINE)
 
 
-def into_ledger(bundle: Bundle, here: Ledger) -> Ledger | None:
-    """The bundle's ledger with the rows of this board; None when it is over other pictures.
+def differences(before: Ledger, here: Ledger) -> list[str]:
+    """In words: what the two were not measured on alike, so that their rows cannot stand in one ledger."""
+    there, now = _measured_on(before), _measured_on(here)
+    return [
+        f"{name} {there.get(name)} (here {now.get(name)})"
+        for name in sorted({*there, *now})
+        if there.get(name) != now.get(name)
+    ]
 
-    A bundle without a ledger gets the board's own.
-    """
-    if LEDGER not in bundle.files:
-        return here
-    before = Ledger.from_dict(bundle.read(LEDGER, "a ledger"), f"{bundle.path}/{LEDGER}")
-    heights = {ledger.baseline.score.min_height_px for ledger in (before, here)}
-    if before.data.get("evaluation") != here.data["evaluation"] or len(heights) > 1:
-        return None
-    return before.appended(here.rows)
+
+def _measured_on(ledger: Ledger) -> dict[str, Any]:
+    """All that the rows of one ledger share; what INT8 was calibrated on is the bundle's."""
+    shared = {name: value for name, value in ledger.data.items() if name != "calibration"}
+    return shared | {"min_height_px": ledger.baseline.score.min_height_px}

@@ -48,6 +48,10 @@ class Compressed:
         """The calibration set's manifest."""
         return read_json(self.folder / MANIFEST, "a calibration manifest")
 
+    def sha256(self) -> str:
+        """Of the index, which holds the hashes of all other files."""
+        return sha256(self.folder / INDEX)
+
     def frames(self) -> U8:
         """A few calibration pictures as the network gets them: (F, height, width, 3) BGR."""
         with np.load(self.folder / FRAMES) as arrays:

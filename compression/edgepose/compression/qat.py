@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from edgepose.calibration.dataset import Dataset, open_dataset
-from edgepose.compression.artefact import Compressed
+from edgepose.calibration.calibration_set import Manifest
+from edgepose.calibration.dataset import Chosen, Dataset, open_dataset
+from edgepose.compression.artefact import MANIFEST, Compressed
 from edgepose.compression.torch_quantize import rebuild_quantized_torch
 from edgepose.compression.trainable import quantizers, with_learning_quantizers
 from edgepose.runtime.drafts import read_json, write_json
@@ -97,12 +98,13 @@ def learn(
 ) -> dict[str, float] | None:
     """Train the quantized form of the float `model` into the folder `out`; keeps the best average of all.
 
-    Weights that follow the 2:4 pattern go on following it, whether or not the recipe says so. The first
-    average judged is the form as it was. Returns the AP by the steps after which it was judged; in processes
-    but the first None. Raises EdgeposeError as `edgepose train` does, for a recipe of another model and for
-    one without validation pictures.
+    They are judged on the pictures of the calibration set, the first one being the form as it was. Weights
+    that follow the 2:4 pattern go on following it, whether or not the recipe says so. Returns the AP by the
+    steps after which it was judged; in processes but the first None. Raises EdgeposeError as `edgepose train`
+    does, for a recipe of another model, and as `calibrated_on` does.
     """
-    require_fits(recipe, found.spec.model, "the recipe", scored=True)
+    require_fits(recipe, found.spec.model, "the recipe")
+    pictures = calibrated_on(found)
     if is_sparse(model):
         recipe = recipe.model_copy(update={"sparsity": PATTERN})
     if not resume and (out / CHECKPOINT).exists():
@@ -111,7 +113,7 @@ def learn(
     trainer = Trainer(recipe, out, lambda given, rank: QuantizedCourse(course_of(given, rank), fresh))
     if resume:
         trainer.resume()
-    judge = Judge(trainer.course, open_dataset(str(recipe.data.validation)), out)
+    judge = Judge(trainer.course, pictures, out)
     if trainer.first:
         out.mkdir(parents=True, exist_ok=True)
         recipe.save(out / RECIPE)
@@ -131,8 +133,24 @@ def example_of(found: Compressed) -> Tensor:
     return torch.from_numpy(normalise(found.frames()[0], found.spec))
 
 
+def calibrated_on(found: Compressed) -> Dataset:
+    """The labelled pictures of the calibration set: those that no evaluation of the result takes.
+
+    Raises EdgeposeError when the set's source is gone or has other pictures now.
+    """
+    manifest = Manifest.from_dict(found.manifest(), found.folder / MANIFEST)
+    source, entries = open_dataset(manifest.source), manifest.images
+    for entry in entries:
+        if entry.index >= len(source) or source.fingerprint(entry.index) != entry.pixels:
+            raise EdgeposeError(
+                f"{manifest.source}: its picture {entry.index} is not what {found.folder} was calibrated on; "
+                "calibrate and compress again"
+            )
+    return Chosen(source, [entry.index for entry in entries])
+
+
 class Judge:
-    """Scores averages on the validation pictures and keeps the best one in a folder, over all resumes."""
+    """Scores averages on labelled pictures and keeps the best one in a folder, over all resumes."""
 
     def __init__(self, course: Course[Any, Any], dataset: Dataset, folder: Path) -> None:
         self._course, self._dataset, self._folder = course, dataset, folder

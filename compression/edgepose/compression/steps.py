@@ -110,7 +110,7 @@ def open_steps(path: Path) -> Recipe:
     # Else they would be found wrong after all the steps before them.
     for step in (recipe.tune, recipe.qat):
         if step is not None:
-            require_fits(open_recipe(step.recipe), recipe.model, step.recipe, scored=step is recipe.qat)
+            require_fits(open_recipe(step.recipe), recipe.model, step.recipe)
     return recipe
 
 

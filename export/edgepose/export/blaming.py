@@ -9,12 +9,10 @@ from typing import Any
 
 from rich.console import Console
 
-from edgepose.calibration.calibration_set import Manifest, require_apart
 from edgepose.calibration.evaluation import Shown
 from edgepose.calibration.ledger import Gates
 from edgepose.calibration.measure import environment
 from edgepose.compression.answers import Answers
-from edgepose.compression.artefact import MANIFEST
 from edgepose.compression.blame import Blame, Judge, advice, blame, points_table, table
 from edgepose.compression.graph import load_onnx
 from edgepose.compression.groups import switches_of
@@ -31,16 +29,13 @@ def blame_bundle(
 ) -> Blame:
     """Rank the bundle's INT8 layers on what is `shown`, print that, and leave it in the `folder`.
 
-    `judge`: what is shown, the gates, the least height of people in pixels, CPU threads. Raises EdgeposeError
-    for pictures that the bundle was calibrated on.
+    `judge`: what is shown, the gates, the least height of people in pixels, CPU threads.
     """
     shown, gates, min_height, threads = judge
     fp32, int8 = (
         {graph: load_onnx(bundle.graph(graph, CPU_VIEWS[precision])) for graph in bundle.spec.graphs}
         for precision in ("fp32", "int8")
     )
-    manifest = bundle.read(MANIFEST, "the calibration manifest")
-    require_apart(Manifest.from_dict(manifest, bundle.path / MANIFEST), shown.pictures)
     switches = switches_of(fp32, int8, (bundle.spec.width, bundle.spec.height))
     answers = Answers(folder / "answers", switches, shown, bundle.spec, threads)
     found = blame(Judge(answers, gates, min_height))

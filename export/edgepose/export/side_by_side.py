@@ -27,12 +27,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from edgepose.calibration.calibration_set import audit, load_calibration_set, require_useful
+from edgepose.calibration.calibration_set import (
+    Manifest,
+    audit,
+    load_calibration_set,
+    require_apart,
+    require_useful,
+)
 from edgepose.calibration.dataset import open_dataset
 from edgepose.calibration.evaluation import Shown, require_skeleton
 from edgepose.calibration.ledger import Gates, Ledger, Row
 from edgepose.calibration.measure import Artefact, environment, ledger_of, run_all
-from edgepose.compression.artefact import open_compressed
+from edgepose.compression.artefact import MANIFEST, open_compressed
 from edgepose.compression.execution import INPUT, Feeds
 from edgepose.compression.graph import WEIGHTED, Graph, copy, load_onnx
 from edgepose.compression.groups import is_int8_layer
@@ -245,6 +251,9 @@ def main(  # noqa: PLR0913  the options of a command
     pictures = load_calibration_set(calibration)
     require_useful(pictures)
     audit(calibration, shown.pictures)
+    if learnt is not None:
+        calibrated = open_compressed(learnt).manifest()
+        require_apart(Manifest.from_dict(calibrated, learnt / MANIFEST), shown.pictures)
     fp32 = opened.graph(opened.spec.graphs[0], "fp32")
     feeds = [{INPUT: normalise(frame, opened.spec)} for frame in pictures_shown(pictures, opened.spec)]
     files = {FP32: fp32}

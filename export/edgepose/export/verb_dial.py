@@ -10,13 +10,14 @@ import click
 from rich.console import Console
 
 from edgepose.calibration.dataset import Dataset, open_dataset
+from edgepose.calibration.evaluation import require_unseen
 from edgepose.export.dial import Curve, measure, precision_of, settings, table
 from edgepose.export.gauging import gauged, reached, with_gauge
 from edgepose.export.plots import accuracy_against_time
 from edgepose.export.verification import torch_environment
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.drafts import draft_file
-from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown.pair import open_pair, require_pair
 
@@ -67,10 +68,11 @@ def dial(
     found, refiner = Bundle.open(first), Bundle.open(second)
     require_pair(found, refiner)
     dataset, spec, precision = _pictures(data, found.spec), found.spec, precision_of(found, refiner)
+    for bundle in (found, refiner):
+        require_unseen(dataset, bundle)
     if gauge_data is not None:
-        if gauge_data == data:
-            raise EdgeposeError(f"--gauge {gauge_data}: these pictures are evaluated; gauge on others")
         labelled = _pictures(gauge_data, spec)
+        _require_others(labelled, dataset)
         with open_pair(found, refiner, precision, threads) as pair:
             seen = reached(pair, labelled, spec.score_threshold)
         facts = {
@@ -101,3 +103,13 @@ def _pictures(data: str, spec: Spec) -> Dataset:
     if dataset.skeleton != spec.joints():
         raise EdgeposeError(f"{data}: its joints are {dataset.skeleton.name}, the bundles' {spec.skeleton}")
     return dataset
+
+
+def _require_others(gauged: Dataset, evaluated: Dataset) -> None:
+    """Raises GateFailed when the two share a picture."""
+    known = {evaluated.fingerprint(index) for index in range(len(evaluated))}
+    for index in range(len(gauged)):
+        if gauged.fingerprint(index) in known:
+            raise GateFailed(
+                f"--gauge {gauged.source}: its picture {index} is evaluated, too; gauge on others"
+            )

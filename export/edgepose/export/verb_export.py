@@ -175,6 +175,7 @@ def _compressed_parts(name: str, folder: Path) -> Parts:
     origin = {key: value for key, value in source.items() if key in ORIGIN}
     made = _provenance(origin, ("onnx", "onnxruntime"), source["simplified"])
     made["versions"] = source["versions"] | found.versions | made["versions"]
+    made["compressed_sha256"] = found.sha256()
     made["calibration_sha256"] = found.calibration["sha256"]
     made["calibration_images"] = found.calibration["images"]
     made |= {f"calibration_{key}": found.calibration[key] for key in CROPS if key in found.calibration}

@@ -37,9 +37,9 @@ def qat(
 ) -> None:
     """Train on what `edgepose compress` wrote into COMPRESSED: weights and scales, at 1/20 of RECIPE's rate.
 
-    BatchNorm is folded already, and the float network is the teacher. The moving average is scored on the
-    recipe's validation pictures before, and five times on the way; the best one is written to OUT/compressed,
-    for `edgepose export --compressed`.
+    BatchNorm is folded already, and the float network is the teacher. The moving average is scored before,
+    and five times on the way, on the pictures of the calibration set, which `edgepose verify` refuses; the
+    best one is written to OUT/compressed, for `edgepose export --compressed`.
     """
     found = open_compressed(compressed)
     model, origin = load_model(found.spec.model, weights, found.provenance.get("options"))

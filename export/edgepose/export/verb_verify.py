@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -16,9 +16,9 @@ from rich.console import Console
 from edgepose.calibration import onboard
 from edgepose.calibration.boxes import Finder, Labels, open_detector, read_detections
 from edgepose.calibration.dataset import Dataset, open_dataset
-from edgepose.calibration.evaluation import TRUTH, Shown, require_skeleton, told
+from edgepose.calibration.evaluation import TRUTH, Shown, require_skeleton, require_unseen, told
 from edgepose.calibration.ledger import Gates, Ledger, joints_table, looks_table, quality_table, table
-from edgepose.calibration.measure import LEDGER, ledger_of, run_all, with_ledger
+from edgepose.calibration.measure import ledger_in, ledger_of, run_all, with_ledger
 from edgepose.runtime.bundle import ZIP_SUFFIX, Bundle
 from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.runtime.spec import Spec
@@ -29,7 +29,23 @@ from edgepose.runtime.trt.engines import Options, batches_for
 
 log = logging.getLogger(__name__)
 
-DEFAULT_DATA = "synthetic:count=300,seed=7"
+
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """On what artefacts are measured where nothing else is said."""
+
+    data: str = "synthetic:count=300,seed=7"
+    boxes: str | None = None  # None: the labels, where any are needed
+    min_height_px: float = 0.0
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Usual:
+        """As the bundle's ledger was, so that a board's rows can stand beside the others."""
+        ledger = ledger_in(bundle)
+        if ledger is None:
+            return cls()
+        data = ledger.data.get("evaluation", cls().data)
+        return cls(data, ledger.data.get("boxes"), ledger.baseline.score.min_height_px)
 
 
 @click.command()
@@ -43,7 +59,7 @@ DEFAULT_DATA = "synthetic:count=300,seed=7"
 @click.option(
     "--data",
     help="Evaluation pictures: synthetic:… or COCO files.  "
-    f"[default: {DEFAULT_DATA}; with --on-board those of the bundle's ledger]",
+    f"[default: {Usual().data}; with --on-board those of the bundle's ledger]",
 )
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="FP32 torch weights.  [default: the shipped ones]"
@@ -54,7 +70,9 @@ DEFAULT_DATA = "synthetic:count=300,seed=7"
     help="What `compress` wrote: adds the quantized torch row.",
 )
 @click.option(
-    "--min-height", default=0.0, show_default=True, help="Leave out people lower than this, in pixels."
+    "--min-height",
+    type=float,
+    help="Leave out people lower than this, in pixels.  [default: 0; with --on-board as the bundle's ledger]",
 )
 @click.option(
     "--max-ap-loss", default=1.0, show_default=True, help="Gate: points of AP that may be lost to FP32."
@@ -72,7 +90,7 @@ DEFAULT_DATA = "synthetic:count=300,seed=7"
     "--boxes",
     metavar="truth|FILE|BUNDLE",
     help="For networks of one person at a time: the labels, COCO-format detections, or the bundle of a "
-    "network that finds people.  [default: truth]",
+    "network that finds people.  [default: truth; with --on-board as the bundle's ledger]",
 )
 @click.option(
     "--min-region-overlap",
@@ -108,7 +126,7 @@ def verify(
     data: str | None,
     weights: Path | None,
     compressed: Path | None,
-    min_height: float,
+    min_height: float | None,
     max_ap_loss: float,
     max_drift: float,
     max_duplicates: float,
@@ -134,9 +152,14 @@ def verify(
     """
     if on_board and folder is not None:
         raise click.UsageError("--blame looks at the INT8 file, --on-board at engines: give one of them")
+    if on_board and (weights is not None or compressed is not None):
+        raise EdgeposeError("--on-board needs no torch: leave out --weights and --compressed")
     opened = Bundle.open(bundle)
-    dataset = open_dataset(data or (_data_of(opened) if on_board else DEFAULT_DATA))
+    usual = Usual.of(opened) if on_board else Usual()
+    least_px = usual.min_height_px if min_height is None else min_height
+    dataset = open_dataset(data or usual.data)
     require_skeleton(dataset, opened.spec)
+    require_unseen(dataset, opened)
     least = None if min_ap is None else min_ap / 100
     gates = Gates(
         max_ap_loss / 100,
@@ -146,36 +169,26 @@ def verify(
         min_region_overlap / 100,
         max_refined_shift / 100,
     )
-    shown = _shown(dataset, opened.spec, boxes, threads)
+    shown = _shown(dataset, opened.spec, boxes or usual.boxes, threads)
     if folder is not None:
         from edgepose.export.blaming import blame_bundle
 
-        found = blame_bundle(opened, (shown, gates, min_height, threads), folder, as_json)
+        found = blame_bundle(opened, (shown, gates, least_px, threads), folder, as_json)
         _require_passed(found.frontier[0].failures)
         return
     if on_board:
-        if weights is not None or compressed is not None:
-            raise EdgeposeError("--on-board needs no torch: leave out --weights and --compressed")
         made = EngineSettings(batches_for(opened.spec))
         options = Options(made, cuda, engines or default_root())
-        settings = onboard.Settings(options, gates, min_height_px=min_height, threads=threads)
+        settings = onboard.Settings(options, gates, min_height_px=least_px, threads=threads)
         _on_board(opened, shown, settings, as_json)
         return
-    ledger = _against_torch(opened, (weights, compressed), shown, gates, min_height, threads)
+    ledger = _against_torch(opened, (weights, compressed), shown, gates, least_px, threads)
     with_ledger(opened, ledger)
     if as_json:
         print(json.dumps(ledger.to_dict(), indent=1))
     else:
         _print(ledger, opened.spec, per_joint)
     _require_passed(ledger.verdict())
-
-
-def _data_of(bundle: Bundle) -> str:
-    """The pictures of the bundle's ledger, so that a board's rows can stand beside the others."""
-    if LEDGER not in bundle.files:
-        return DEFAULT_DATA
-    ledger = Ledger.from_dict(bundle.read(LEDGER, "a ledger"), f"{bundle.path}/{LEDGER}")
-    return ledger.data.get("evaluation", DEFAULT_DATA)
 
 
 def _against_torch(
@@ -198,15 +211,18 @@ def _against_torch(
 
 def _on_board(bundle: Bundle, shown: Shown, settings: onboard.Settings, as_json: bool) -> None:
     found = onboard.verified(bundle, shown, settings)
-    ledger = onboard.into_ledger(bundle, found.ledger)
-    if ledger is None:
+    before = ledger_in(bundle)
+    if before is None:
+        with_ledger(bundle, found.ledger)
+    elif others := onboard.differences(before, found.ledger):
         log.warning(
-            "%s: its ledger is over other pictures, so this board's rows are shown only; give --data %s",
+            "%s: its ledger is over %s, so this board's rows are shown only; leave out --data, --boxes and "
+            "--min-height to measure as it was",
             bundle.path,
-            _data_of(bundle),
+            ", ".join(others),
         )
     else:
-        with_ledger(bundle, ledger)
+        with_ledger(bundle, before.appended(found.ledger.rows))
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
     else:

@@ -18,7 +18,7 @@ from edgepose.compression.torch_quantize import load_quantized_torch
 from edgepose.export.specs import CONTRACTS
 from edgepose.runtime.backend import Array, Backend
 from edgepose.runtime.bundle import Bundle
-from edgepose.runtime.spec import Spec
+from edgepose.runtime.errors import EdgeposeError
 
 TORCH_FP32, TORCH_INT8 = "torch FP32", "torch INT8 (NNCF)"
 
@@ -60,7 +60,7 @@ class Sources:
 
 @contextmanager
 def artefacts(sources: Sources) -> Iterator[list[Artefact]]:
-    """All artefacts, torch FP32 first. Raises EdgeposeError when the weights are not the bundle's."""
+    """All artefacts, torch FP32 first. Raises EdgeposeError when weights or folder are not the bundle's."""
     bundle, spec = sources.bundle, sources.bundle.spec
     torch.set_num_threads(sources.threads)
     model = load_bundled_model(bundle, sources.weights)
@@ -69,13 +69,19 @@ def artefacts(sources: Sources) -> Iterator[list[Artefact]]:
     with ExitStack() as stack:
         found = [artefact_of(TORCH_FP32, plain, spec, "fp32", sources.weights.stat().st_size)]
         if sources.compressed is not None:
-            found.append(_quantized_torch(sources.compressed, model, spec))
+            found.append(_quantized_torch(sources.compressed, model, bundle))
         found += stack.enter_context(cpu_artefacts(bundle, sources.threads))
         yield found
 
 
-def _quantized_torch(compressed: Path, model: torch.nn.Module, spec: Spec) -> Artefact:
-    folder = open_compressed(compressed).torch()
+def _quantized_torch(compressed: Path, model: torch.nn.Module, bundle: Bundle) -> Artefact:
+    found, spec = open_compressed(compressed), bundle.spec
+    if found.sha256() != bundle.provenance.get("compressed_sha256"):
+        raise EdgeposeError(
+            f"{compressed}: not the folder that {bundle.path} says it was exported from; name that one, or "
+            "export this one"
+        )
+    folder = found.torch()
     quantized = load_quantized_torch(folder, model, torch.zeros(1, 3, spec.height, spec.width))
     size = sum(file.stat().st_size for file in folder.iterdir())
     return artefact_of(TORCH_INT8, [TorchBackend(quantized)], spec, "int8", size)

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from edgepose.calibration import onboard
 from edgepose.calibration.dataset import open_dataset
 from edgepose.calibration.evaluation import Shown
 from edgepose.calibration.ledger import Gates, Ledger, Row
+from edgepose.calibration.onboard import differences
 from edgepose.calibration.score import evaluate
 from edgepose.export.verb_verify import verify
 from edgepose.runtime.backend import choose
@@ -87,14 +89,40 @@ def test_a_second_run_takes_the_place_of_the_first_and_another_board_stands_besi
     ]
 
 
-def test_a_ledger_of_other_pictures_is_left_alone(run, own, install) -> None:
+def test_a_ledger_of_other_pictures_is_left_alone(run, own, install, caplog) -> None:
     install("10.3")
     run(data="synthetic:count=2,seed=3,size=64x48")
     before = (own / "ledger.json").read_bytes()
     code, out, _ = run()
     assert code == 0
     assert "engine INT8" in out
+    assert "its ledger is over evaluation synthetic:count=2,seed=3,size=64x48 (here " in caplog.text
     assert (own / "ledger.json").read_bytes() == before
+
+
+def test_people_as_high_as_the_ledgers_count_unless_others_are_asked_for(run, own, install, caplog) -> None:
+    gpu = install("10.3")
+    run("--min-height", 20)
+    gpu.sm = 72
+    code, _, err = run()
+    assert code == 0, err
+    rows = Ledger.from_dict(Bundle.open(own).read("ledger.json", "a ledger"), "bundle").rows
+    assert [(row.board["sm"], row.score.min_height_px) for row in rows] == [("87", 20)] * 5 + [("72", 20)] * 5
+    before = (own / "ledger.json").read_bytes()
+    run("--min-height", 0)
+    assert "its ledger is over min_height_px 20.0 (here 0.0), so this board's rows are" in caplog.text
+    assert (own / "ledger.json").read_bytes() == before
+
+
+def test_rows_of_people_found_otherwise_do_not_stand_together(run, own, install) -> None:
+    install("10.3")
+    run()
+    ledger = Ledger.from_dict(Bundle.open(own).read("ledger.json", "a ledger"), "bundle")
+    truth, found = (replace(ledger, data={**ledger.data, "boxes": boxes}) for boxes in ("truth", "x"))
+    assert differences(found, truth) == ["boxes x (here truth)"]
+    assert differences(found, ledger) == ["boxes x (here None)"]
+    calibrated = replace(truth, data={**truth.data, "calibration": "set"})
+    assert differences(calibrated, truth) == []
 
 
 def test_without_data_the_ledgers_pictures_are_shown(run, own, install, capsys) -> None:
@@ -163,7 +191,7 @@ def test_the_tables_are_for_the_terminal(run, install) -> None:
 
 @pytest.mark.slow
 def test_a_network_that_sees_people_one_by_one_is_verified_and_built_too(
-    install, tmp_path, monkeypatch, capsys
+    install, tmp_path, monkeypatch, capsys, caplog
 ) -> None:
     """SHaRPose's two graphs as engines for up to 16 people, by the labels' boxes and by the dataset's AP."""
     import torch
@@ -187,6 +215,16 @@ def test_a_network_that_sees_people_one_by_one_is_verified_and_built_too(
     capsys.readouterr()
     assert guarded(lambda: verify.main([bundle, "--on-board", *data], standalone_mode=False)) == 0
     found = json.loads(capsys.readouterr().out)
+    opened = Bundle.open(bundle)
+    before = opened.read("ledger.json", "a ledger")
+    by_others = {**before, "data": {**before["data"], "boxes": "x"}}
+    opened.with_files({"ledger.json": json.dumps(by_others).encode()})
+    assert guarded(lambda: verify.main([bundle, "--on-board"], standalone_mode=False)) == 2
+    assert "x: no such file" in capsys.readouterr().err
+    guarded(lambda: verify.main([bundle, "--on-board", "--boxes", "truth"], standalone_mode=False))
+    assert "its ledger is over boxes x (here truth)" in caplog.text
+    assert Bundle.open(bundle).read("ledger.json", "a ledger") == by_others
+    capsys.readouterr()
     assert [row["stage"] for row in found["ledger"]["rows"]] == ["ONNX FP32 (CPU)", "engine FP32"]
     assert found["ledger"]["rows"][1]["looks"]["overlap"] == pytest.approx(1)
     assert found["live"] == "fp32"

@@ -60,15 +60,10 @@ def parse_recipe(text: str, origin: str) -> Recipe:
         raise EdgeposeError(f"{origin}: {_sentence(first, record)}") from error
 
 
-def require_fits(recipe: Recipe, model: str, named: str, *, scored: bool = False) -> None:
-    """Raises EdgeposeError unless the recipe trains `model` and has pictures to be `scored` on, where it is.
-
-    `named`: what the user called it.
-    """
+def require_fits(recipe: Recipe, model: str, named: str) -> None:
+    """Raises EdgeposeError unless the recipe, which the user called `named`, trains `model`."""
     if recipe.model != model:
         raise EdgeposeError(f"{named}: trains {recipe.model}; choose a recipe of {model}")
-    if scored and recipe.data.validation is None:
-        raise EdgeposeError(f"{named}: has no pictures to be scored on; give it data.validation")
 
 
 def _model_of(values: dict[Any, Any], origin: str) -> str:
