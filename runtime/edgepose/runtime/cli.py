@@ -122,9 +122,7 @@ def _told(error: Exception) -> EdgeposeError | None:
             place = error.filename or "output"
             return EdgeposeError(f"{place}: the disk is full; free some space and run it again")
         case OSError(errno=number) if number in WRONG_PATH and error.filename is not None:
-            path = (
-                error.filename2 or error.filename
-            )  # of a rename the second is the user's, the first a draft
+            path = error.filename2 or error.filename  # of a rename the second is the user's, not the draft
             return EdgeposeError(f"{path}: {error.strerror}; give another path or the right to use it")
     return None
 
