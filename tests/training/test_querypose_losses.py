@@ -457,7 +457,7 @@ def test_labels_count_from_a_pixels_corner() -> None:
     )
     targets = targets_of(people)
     assert torch.equal(targets.joints, joints + 0.5)
-    assert torch.equal(targets.boxes, people.boxes)
+    assert torch.equal(targets.boxes, people.boxes + 0.5)
     assert targets.valid.tolist() == [[True, False, True]]
 
 

@@ -66,21 +66,6 @@ def pose_difference(expected: Outputs, actual: Outputs, threshold: float) -> Pos
     )
 
 
-def typical_pose_difference(expected: Outputs, actual: Outputs, spec: Spec) -> PoseDifference:
-    """As `pose_difference`, but for joints each by its way, and the medians of one image's people.
-
-    Where views of one network round otherwise, a joint or two may be taken from elsewhere: QR-Pose's by up to
-    60 px, of people whose median moves by less than one.
-    """
-    chosen, distances = _nearest(expected, actual, spec.score_threshold)
-    nearest = distances.argmin(1)
-    scores, confidence = (
-        np.abs(expected[name][0][chosen] - actual[name][0][nearest]) for name in ("scores", "keypoint_scores")
-    )
-    way = pose_drift(expected, actual, spec)
-    return PoseDifference(*(float(np.median(figures)) for figures in (scores, way, confidence)))
-
-
 def _nearest(expected: Outputs, actual: Outputs, threshold: float) -> tuple[Rows, F64]:
     """Who counts among the expected (P,), and how far each is from every actual pose at most (P, N)."""
     scores = expected["scores"][0]
@@ -157,9 +142,6 @@ class Agreement:
     difference: Callable[[Outputs, Outputs, Spec], Difference]  # of what one graph was expected to give
     views: Mapping[str, Difference]  # how far another machine may be from the golden vectors, by view
     drift: Callable[[Outputs, Outputs, Spec], F64]  # pixels that joints move
-    # Of what a graph gives in one view from what it gives in the view that this is a rewrite of. The limits
-    # are those of `views`: rewrites differ as kernels do, by where they round and saturate.
-    rewritten: Callable[[Outputs, Outputs, Spec], Difference]
 
 
 def _with_int8(fp32: Difference, fp16: Difference, int8: Difference) -> dict[str, Difference]:
@@ -167,13 +149,8 @@ def _with_int8(fp32: Difference, fp16: Difference, int8: Difference) -> dict[str
     return {"fp32": fp32, "fp16": fp16, **views}
 
 
-def _looks_apart(expected: Outputs, actual: Outputs, spec: Spec) -> LookDifference:
-    return look_difference(expected, actual, spec.sharp_cells or 0)
-
-
 # FP32 differs by the order of sums; INT8 by kernels that saturate earlier (AVX2 without VNNI), and then by
-# what that does to the rounding behind. Rewrites in INT8 of eleven networks of QR-Pose and two of QueryPose
-# are within 0.014, 0.75 px and 0.017 of each other, by the medians of the worst picture.
+# what that does to the rounding behind.
 _POSES = Agreement(
     lambda expected, actual, spec: pose_difference(expected, actual, spec.score_threshold),
     _with_int8(
@@ -182,18 +159,15 @@ _POSES = Agreement(
         int8=PoseDifference(score=5e-2, keypoint_px=2.0, confidence=5e-2),
     ),
     pose_drift,
-    typical_pose_difference,
 )
 # Another machine may round the scores of two cells the other way; a fifth is one of the tiny model's five.
-# Rewrites in INT8 of the tiny and the small model are within 0.025, 0.007, 0.05 and 0.025 of each other.
 _LOOKS = Agreement(
-    _looks_apart,
+    lambda expected, actual, spec: look_difference(expected, actual, spec.sharp_cells or 0),
     _with_int8(
         fp32=LookDifference(heatmaps=1e-3, quality=1e-3, regions=0.0, context=1e-3),
         fp16=LookDifference(heatmaps=2e-2, quality=1e-2, regions=0.2, context=2e-2),
         int8=LookDifference(heatmaps=5e-2, quality=2e-2, regions=0.2, context=5e-2),
     ),
     look_drift,
-    _looks_apart,
 )
 AGREEMENTS = {"qrpose": _POSES, "querypose": _POSES, "sharpose": _LOOKS}
