@@ -88,6 +88,7 @@ class SyntheticDataset:
         self.name = f"synthetic people, seed {seed}"
         self._sample = lru_cache(RECENT)(self._make)
         self._people: dict[int, tuple[Person, ...]] = {}  # labels are small and asked for again and again
+        self._fingerprint = lru_cache(None)(lambda index: fingerprint_of(self[index].image))  # so are these
 
     @classmethod
     def parse(cls, source: str) -> SyntheticDataset:
@@ -126,7 +127,7 @@ class SyntheticDataset:
         return self._size
 
     def fingerprint(self, index: int) -> str:
-        return fingerprint_of(self[index].image)
+        return self._fingerprint(index)
 
 
 def _whole(source: str, key: str, text: str, least: int) -> int:

@@ -21,7 +21,7 @@ from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown.crop import Regions
 
 TRUTH = "truth"  # the labels' boxes
-MANIFEST = "calibration.json"  # in a bundle: of the pictures that its INT8 was calibrated on
+MANIFEST = "calibration.json"  # in a bundle, and where it was compressed: of what INT8 was calibrated on
 
 
 @dataclass(frozen=True, slots=True)

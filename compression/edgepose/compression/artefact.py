@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
+from edgepose.calibration.evaluation import MANIFEST
 from edgepose.compression.graph import load_onnx
 from edgepose.compression.quantize import Quantized
 from edgepose.runtime.drafts import read_json, sha256, write_json
@@ -19,7 +20,7 @@ from edgepose.runtime.preprocess import U8
 from edgepose.runtime.spec import Spec
 
 FORMAT, VERSION = "edgepose-compression", 1
-INDEX, MANIFEST, FRAMES, TORCH = "compression.json", "calibration.json", "frames.npz", "torch"
+INDEX, FRAMES, TORCH = "compression.json", "frames.npz", "torch"
 # What the record of a calibration on crops says beside: how many there were, and who found the people.
 CROPS = ("crops", "boxes")
 

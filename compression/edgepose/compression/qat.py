@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from edgepose.calibration.calibration_set import Manifest
 from edgepose.calibration.dataset import Chosen, Dataset, open_dataset
-from edgepose.compression.artefact import MANIFEST, Compressed
+from edgepose.calibration.evaluation import MANIFEST
+from edgepose.compression.artefact import Compressed
 from edgepose.compression.torch_quantize import rebuild_quantized_torch
 from edgepose.compression.trainable import quantizers, with_learning_quantizers
 from edgepose.runtime.drafts import read_json, write_json

@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 from onnx import ModelProto
 
+from edgepose.calibration.evaluation import MANIFEST
 from edgepose.compression.graph import copy, load_onnx
 from edgepose.compression.plan import float_tail
 from edgepose.export import golden, views
@@ -87,9 +88,7 @@ def assemble(parts: Parts, out: Path) -> Bundle:
         recorded = golden.record(_written(parts, folder), parts.frames, parts.spec)
         (folder / FILE).write_bytes(golden.to_bytes(recorded))
         if parts.manifest is not None:
-            (folder / "calibration.json").write_text(
-                json.dumps(parts.manifest, indent=1) + "\n", encoding="utf-8"
-            )
+            (folder / MANIFEST).write_text(json.dumps(parts.manifest, indent=1) + "\n", encoding="utf-8")
         for graph, model in parts.quantized.items():
             scales = activation_scales(model, parts.fp32[graph])
             (folder / scales_file(graph)).write_text(json.dumps(scales, indent=1) + "\n", encoding="utf-8")

@@ -35,10 +35,10 @@ from edgepose.calibration.calibration_set import (
     require_useful,
 )
 from edgepose.calibration.dataset import open_dataset
-from edgepose.calibration.evaluation import Shown, require_skeleton
+from edgepose.calibration.evaluation import MANIFEST, Shown, require_skeleton
 from edgepose.calibration.ledger import Gates, Ledger, Row
 from edgepose.calibration.measure import Artefact, environment, ledger_of, run_all
-from edgepose.compression.artefact import MANIFEST, open_compressed
+from edgepose.compression.artefact import open_compressed
 from edgepose.compression.execution import INPUT, Feeds
 from edgepose.compression.graph import WEIGHTED, Graph, copy, load_onnx
 from edgepose.compression.groups import is_int8_layer

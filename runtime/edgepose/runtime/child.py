@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from edgepose.runtime.errors import EdgeposeError, GateFailed, HardwareError, MissingLibrary
+from edgepose.runtime.signals import handled
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +61,5 @@ def _left_to(process: subprocess.Popen[str]) -> Iterator[list[int]]:
         if number == signal.SIGTERM:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled(handler):
         yield came
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)

@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import json
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from edgepose.runtime.errors import EdgeposeError, MissingLibrary
 from edgepose.runtime.estimator import Estimator
 from edgepose.runtime.poses import Poses
 from edgepose.runtime.preprocess import U8
+from edgepose.runtime.signals import handled
 from edgepose.runtime.stream import capture
 from edgepose.runtime.stream.counters import Refinements
 from edgepose.runtime.stream.grammar import (
@@ -41,7 +41,6 @@ from edgepose.runtime.topdown.cascade import POLICIES, Cascade, Dial
 from edgepose.runtime.topdown.pair import open_pair, require_first, require_pair
 from edgepose.runtime.trt.precision import LADDER
 
-_STOPPING = (signal.SIGTERM, signal.SIGINT)
 # Python hands the GIL over every 5 ms by default; each hop of a frame between threads may wait that long.
 _SWITCH_S = 0.001
 
@@ -159,7 +158,7 @@ def stream(
         on_line = outlet.put if outlet else _nowhere
         means = _Means(precision or BEST, device)
         running = Stream(settings, source, lambda: _estimator(bundle, means, refining), on_line)
-        stack.enter_context(_stopped_by_signals(running.request_stop))
+        stack.enter_context(handled(lambda *_: running.request_stop()))
         stack.enter_context(_quick_switches())
         _run(running, endpoint, duration)
     done = refining.done.figures() if refining else None
@@ -280,16 +279,6 @@ def _outlet(target: str | None) -> Iterator[LineOutlet | None]:
 
 def _nowhere(_line: str) -> None:
     """Nobody asked for lines."""
-
-
-@contextlib.contextmanager
-def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    before = {number: signal.signal(number, lambda *_: stop()) for number in _STOPPING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -104,7 +104,7 @@ def warp(picture: Picture, matrix: Matrix, mirrored: bool, pad: tuple[int, int, 
     image = cv2.warpAffine(picture.image, matrix, (side, side), flags=cv2.INTER_LINEAR, borderValue=pad)
     order = list(COCO17.mirror) if mirrored else list(range(len(COCO17)))
     joints = _apply(matrix, picture.joints[:, order])
-    inside = ((joints > -0.5) & (joints < side - 0.5)).all(-1)
+    inside = ((joints > -CORNER) & (joints < side - CORNER)).all(-1)
     boxes, shown = _turned(picture.boxes, matrix, side)
     return Picture(
         np.asarray(image, np.uint8),

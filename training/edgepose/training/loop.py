@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from edgepose.runtime.errors import EdgeposeError, require
 from edgepose.runtime.progress import progress_bar
+from edgepose.runtime.signals import handled
 from edgepose.training.average import Average
 from edgepose.training.checkpoint import Progress, load_checkpoint, save_checkpoint, save_tensors
 from edgepose.training.families import course_of
@@ -70,12 +71,8 @@ class Stop:
                 raise KeyboardInterrupt
             stop.wanted = True
 
-        before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with handled(handler):
             yield stop
-        finally:
-            for number, previous in before.items():
-                signal.signal(number, previous)
 
 
 class Trainer:
