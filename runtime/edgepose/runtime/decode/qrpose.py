@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgepose.runtime.oks import suppress
+from edgepose.runtime.oks import seen_likeness, silhouettes, suppress
 from edgepose.runtime.poses import F32, Poses, boxes_of
 from edgepose.runtime.preprocess import Letterbox
 from edgepose.runtime.skeleton import Skeleton
@@ -19,4 +19,6 @@ def decode(outputs: Mapping[str, F32], box: Letterbox, skeleton: Skeleton) -> Po
     taken = scores > 0
     keypoints = box.to_source(outputs["keypoints"][0][taken])
     poses = Poses(keypoints, outputs["keypoint_scores"][0][taken], scores[taken], boxes_of(keypoints))
-    return suppress(poses, skeleton.sigma_array())
+    # The size of two people is that of the better one, by a guess at its silhouette.
+    alike = seen_likeness(poses, skeleton.sigma_array(), silhouettes(poses)[None])
+    return suppress(poses, alike)

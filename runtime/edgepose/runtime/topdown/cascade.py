@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from edgepose.runtime.oks import silhouettes, suppress
+from edgepose.runtime.oks import mean_of_two, seen_likeness, silhouettes, suppress
 from edgepose.runtime.poses import F32, STAGES, Poses
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.topdown.costs import Costs
@@ -111,7 +111,8 @@ class Cascade:
             done += len(seen)
         # People are as large as the first model found them: one joint thousands of pixels away, from a
         # heatmap without a hill, would make everybody the same person.
-        best = suppress(best, self._second.spec.joints().sigma_array(), areas=silhouettes(found))
+        sizes = mean_of_two(silhouettes(found))
+        best = suppress(best, seen_likeness(best, self._second.spec.joints().sigma_array(), sizes))
         again = sum(int(np.count_nonzero(seen.stages == FINE)) for seen in looks)
         broken = sum(int(np.isnan(seen.scores).sum()) for seen in looks)
         return Refined(best, len(people), done, again, broken, self._clock() - middle)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgepose.runtime.oks import suppress
+from edgepose.runtime.oks import likeness, mean_of_two, suppress
 from edgepose.runtime.poses import F32, Poses, boxes_of
 from edgepose.runtime.skeleton import COCO17, Skeleton
 from edgepose.runtime.topdown.crop import Regions
@@ -39,6 +39,7 @@ def poses(heatmaps: F32, regions: Regions, box_scores: F32 | F64) -> Poses:
 def each_once(found: Poses, regions: Regions, skeleton: Skeleton = COCO17) -> Poses:
     """The poses of `regions`, best first, without those that a better one has said already.
 
-    The size of a person is that of their region.
+    The size of two people is the mean of their regions.
     """
-    return suppress(found, skeleton.sigma_array(), SAME_PERSON, regions.sides.prod(axis=1))
+    sizes = mean_of_two(regions.sides.prod(axis=1))
+    return suppress(found, likeness(found, skeleton.sigma_array(), sizes), SAME_PERSON)
