@@ -49,6 +49,7 @@ ALLOWED = {
         "Greater",
         "Identity",
         "Less",
+        "MaxPool",
         "Min",
         "Mul",
         "Range",
@@ -217,6 +218,23 @@ def test_planted_people_come_back(head: str) -> None:
     assert torch.allclose(out["keypoints"][1, 0], torch.tensor([4 * 32.5, 4 * 24.5]).expand(17, 2))
     assert torch.equal(out["boxes"][..., :2], out["keypoints"].amin(2))
     assert (out["scores"][0, 2:] < 1e-6).all()
+
+
+@pytest.mark.parametrize("head", ["sparse", "dense"])
+def test_wide_hills_leave_room_for_the_others(head: str) -> None:
+    """More than 64 pixels of one person are likelier than the top of another, and both people are found."""
+
+    def hill(x: int, y: int) -> float:
+        wide = 5 - ((x - 20) ** 2 + (y - 20) ** 2) / 12
+        small = 2 - 2 * ((x - 50) ** 2 + (y - 40) ** 2)
+        return max(wide, small, -8.0)
+
+    peaks = [(x, y, hill(x, y)) for x in range(64) for y in range(64)]
+    assert sum(logit > 2 for _, _, logit in peaks) > 64
+    out = planted(made(size=(256, 256), head=head, candidates=64), [peaks], 0.0)
+    centres = out["keypoints"][0, :2, 0]
+    found = {(round(float(x) / 4), round(float(y) / 4)) for x, y in centres}
+    assert found == {(20, 20), (50, 40)}
 
 
 @pytest.mark.parametrize("head", ["sparse", "dense"])
