@@ -39,7 +39,7 @@ class Plan:
 
     out: Path
     model: str = "qrpose_tiny"
-    pictures: int = 200  # evaluated
+    pictures: int = 160  # evaluated
     calibration: int = 128  # pictures the quantizer sees
     received: int = 150  # frames the RTSP client reads back
     min_height_px: int = 48  # people lower than this are neither asked for nor counted

@@ -26,7 +26,7 @@ from edgepose.runtime.errors import GateFailed
     help="Folder for everything the demo makes.",
 )
 @click.option(
-    "--pictures", default=200, show_default=True, help="Held-out pictures every artefact is scored on."
+    "--pictures", default=160, show_default=True, help="Held-out pictures every artefact is scored on."
 )
 @click.option("--calibration", default=128, show_default=True, help="Pictures the quantizer sees.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
