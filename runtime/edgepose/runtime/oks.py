@@ -13,7 +13,7 @@ F64 = npt.NDArray[np.float64]
 EPSILON = np.spacing(1.0)
 BODY_SHARE = 0.53  # of the box around the joints: what a silhouette covers, where nobody measured it
 # Two poses more alike than this, in what both see, are one person. On 1,000 synthetic pictures of qrpose_tiny
-# no duplicate is left, in FP32 or INT8, at 0.4, 0.5 and 0.6, and AP loses 0.05 points at most. Of all joints,
+# no duplicate is left, in FP32 or INT8, at 0.4, 0.5 and 0.6, and AP loses 0.05 points. Over all joints,
 # seen or guessed alike, 0.6 left 18 and 21; 0.8 (specs/qrpose.md section 7) leaves more.
 SAME_PERSON = 0.5
 LEAST_SURE = 0.01  # of a joint: two poses that are sure of nothing are held together over all joints
