@@ -237,9 +237,8 @@ def main(out: Path, recipe: str, seeds: int, jobs: int) -> None:
     with ThreadPoolExecutor(jobs) as pool:
         folders = [out / f"{arm}-{plan.seed}" for arm, plan in runs]
         weights = list(pool.map(train, (plan for _, plan in runs), folders))
-    if (
-        base.threads
-    ):  # as in training: on a busy machine threads that wait for each other took 14 times the CPU
+    # As in training: on a busy machine threads that wait for each other took 14 times the CPU.
+    if base.threads:
         torch.set_num_threads(base.threads)
     outcomes = [
         o for (arm, plan), file in zip(runs, weights, strict=True) for o in outcomes_of(plan, arm, file)
