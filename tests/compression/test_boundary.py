@@ -11,16 +11,20 @@ import onnxruntime as ort
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgepose.compression.boundary import boundaries, quantize_boundaries
-from edgepose.compression.graph import Graph, count_ops
+from edgepose.compression.graph import Array, Graph, count_ops
+
+EYE = np.eye(4, dtype=np.int8)
 
 
-def network(*tail: onnx.NodeProto, outputs: tuple[str, ...] = ("y",), groups: int = 1) -> ModelProto:
+def network(
+    *tail: onnx.NodeProto, outputs: tuple[str, ...] = ("y",), groups: int = 1, weights: Array = EYE
+) -> ModelProto:
     """x -> Q -> DQ -> Conv (int8 weights, identity) -> Relu -> r, then `tail`."""
-    eye = np.eye(4, dtype=np.int8) if groups == 1 else np.ones((4, 4 // groups), np.int8)
+    kernel = weights if groups == 1 else np.ones((4, 4 // groups), np.int8)
     constants: dict[str, npt.NDArray[np.generic]] = {
         "s": np.array(0.5, np.float32),
         "z": np.array(0, np.int8),
-        "w": eye[..., None, None],
+        "w": kernel[..., None, None],
         "ws": np.ones(4, np.float32),
         "wz": np.zeros(4, np.int8),
     }
@@ -68,18 +72,35 @@ def test_a_deconvolution_reads_no_integers() -> None:
     assert boundaries(Graph(network(raised)), {"up"}) == []
 
 
-def test_scale_is_the_mean_of_the_largest_magnitudes() -> None:
-    feeds = [{"x": np.full((1, 4, 3, 3), value, np.float32)} for value in (-5.0, 10.0, 30.0)]
-    result = quantize_boundaries(network(SIGMOID), {"sigmoid"}, feeds)
+def scale_behind(model: ModelProto, values: Array) -> float:
+    """Of the pair behind the ReLU, for pictures (N, 1, 4, 3, 3)."""
+    result = quantize_boundaries(model, {"sigmoid"}, [{"x": value} for value in values])
     onnx.checker.check_model(result, full_check=True)
     graph = Graph(result)
     pair = next(node for node in graph.nodes if node.name == "QuantizeLinear_r")
     scale, zero = graph.value(pair.input[1]), graph.value(pair.input[2])
     assert scale is not None
     assert zero is not None
-    np.testing.assert_allclose(scale, (0 + 10 + 30) / 3 / 127, rtol=1e-6)
     assert zero.dtype == np.int8
     assert graph.before_pair(next(n for n in graph.nodes if n.name == "sigmoid").input[0]) == "r"
+    return float(scale)
+
+
+def squared_error(values: Array, scale: float) -> float:
+    """What INT8 of this scale makes of them, by ONNX's definition."""
+    rounded = np.clip(np.rint(values / scale), -128, 127) * scale
+    return float(np.square(rounded - values).mean())
+
+
+def test_the_scale_weighs_what_is_cut_off_against_what_is_rounded() -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.integers(-9, 10, (4, 4)).astype(np.int8)
+    values = rng.normal(scale=8, size=(400, 1, 4, 3, 3)).astype(np.float32)
+    first = np.clip(np.rint(values / 0.5), -128, 127) * 0.5
+    seen = np.maximum(np.einsum("oi,nbixy->nboxy", weights, first), 0)
+    found = squared_error(seen, scale_behind(network(SIGMOID, weights=weights), values))
+    assert found < squared_error(seen, seen.max() / 127)  # nothing cut off
+    assert found < squared_error(seen, seen.max((1, 2, 3, 4)).mean() / 127)  # half of the pictures cut off
 
 
 def test_a_dead_layer_gets_no_scale_of_zero() -> None:

@@ -11,9 +11,9 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from onnx import ModelProto, helper
 
-from edgepose.compression.execution import Feeds, tapped
+from edgepose.compression.execution import Feeds, each_output, tapped
 from edgepose.compression.graph import DEQUANTIZE, QUANTIZE, Graph, attribute, copy, set_constant
-from edgepose.runtime.errors import require
+from edgepose.compression.trt_target import least_error_ranges
 
 _LAYOUT = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"})
 
@@ -21,11 +21,12 @@ _LAYOUT = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"})
 def quantize_boundaries(model: ModelProto, floats: Collection[str], feeds: Sequence[Feeds]) -> ModelProto:
     """The quantized model with a pair behind each INT8 convolution that only `floats` (names) read.
 
-    Scales are the mean over `feeds` of the largest magnitude, as NNCF takes them by default.
+    Scales are of least error over `feeds`, as NNCF's own.
     """
     tensors = boundaries(Graph(model), floats)
     result = copy(model)
-    for tensor, largest in _magnitudes(model, tensors, feeds).items():
+    shown = each_output(tapped(model, tensors), feeds, tensors) if tensors else ()
+    for tensor, largest in least_error_ranges(shown).items():
         _insert_pair(result, tensor, largest / 127)
     return result
 
@@ -63,19 +64,6 @@ def _float_alone_reads(graph: Graph, tensor: str, floats: Collection[str]) -> bo
             for reader in readers
         )
     )
-
-
-def _magnitudes(model: ModelProto, tensors: Sequence[str], feeds: Sequence[Feeds]) -> dict[str, float]:
-    """Mean over the feeds of each tensor's largest magnitude."""
-    if not tensors:
-        return {}
-    ort = require("onnxruntime")
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    content = tapped(model, tensors).SerializeToString()
-    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    maxima = [[np.abs(array).max() for array in session.run(list(tensors), dict(feed))] for feed in feeds]
-    return dict(zip(tensors, np.mean(maxima, axis=0).tolist(), strict=True))
 
 
 def _insert_pair(model: ModelProto, tensor: str, scale: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from onnx import ModelProto, helper
 
@@ -34,6 +34,17 @@ def outputs_of(
     *,
     optimised: bool = True,
 ) -> list[Outputs]:
+    """All that `each_output` gives."""
+    return list(each_output(model, feeds, wanted, optimised=optimised))
+
+
+def each_output(
+    model: ModelProto,
+    feeds: Iterable[Feeds],
+    wanted: Sequence[str] | None = None,
+    *,
+    optimised: bool = True,
+) -> Iterator[Outputs]:
     """The outputs for each of the `feeds`, all or those `wanted`, on ONNX Runtime's CPU, one thread.
 
     `optimised` False runs node by node, as the file is written. Raises EdgeposeError when it cannot be run.
@@ -51,6 +62,7 @@ def outputs_of(
             disabled_optimizers=DISABLED,
         )
         names = list(wanted or (output.name for output in session.get_outputs()))
-        return [dict(zip(names, session.run(names, dict(feed)), strict=True)) for feed in feeds]
+        for feed in feeds:
+            yield dict(zip(names, session.run(names, dict(feed)), strict=True))
     except Exception as error:  # onnxruntime's own exceptions have no common base but this
         raise EdgeposeError(f"ONNX Runtime cannot run the graph: {str(error).splitlines()[0]}") from error

@@ -17,7 +17,7 @@ from edgepose.compression.execution import Feeds, outputs_of, tapped
 from edgepose.compression.graph import QUANTIZE, Graph, copy
 from edgepose.compression.plan import float_plan, kept_float, quantized_despite_plan
 from edgepose.compression.scopes import FLOAT_SCOPES, TRANSFORMERS
-from edgepose.compression.trt_target import all_bits, load_nncf, trt_target
+from edgepose.compression.trt_target import advanced, load_nncf, trt_target
 from edgepose.runtime.errors import EdgeposeError
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -26,6 +26,7 @@ ONNX_DOMAINS = ("", "ai.onnx")
 SETTINGS: dict[str, str | bool] = {
     "target": "tensorrt: int8, symmetric, activations per tensor, weights per output channel",
     "preset": "performance",
+    "activation_ranges": "least squared error over the calibration set (NNCF's HISTOGRAM)",
     "bias_correction": "fast",
     "overflow_fix": "disabled: all weights have eight bits",
     "smooth_quant": False,
@@ -62,7 +63,7 @@ def quantize(
             nncf.Dataset(feeds),
             preset=nncf.QuantizationPreset.PERFORMANCE,
             subset_size=len(feeds),
-            advanced_parameters=all_bits(),
+            advanced_parameters=advanced(),
             model_type=nncf.ModelType.TRANSFORMER if family in TRANSFORMERS else None,
             ignored_scope=nncf.IgnoredScope(names=list(plan)) if plan else None,
         )

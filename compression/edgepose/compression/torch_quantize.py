@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edgepose.compression.plan import kept_float
 from edgepose.compression.quantize import NOTHING, quiet_bars
 from edgepose.compression.scopes import FLOAT_SCOPES
-from edgepose.compression.trt_target import all_bits, load_nncf, trt_target
+from edgepose.compression.trt_target import advanced, load_nncf, trt_target
 from edgepose.runtime.drafts import draft_folder, read_json
 from edgepose.runtime.errors import EdgeposeError, require
 from edgepose.runtime.poses import F32
@@ -121,7 +121,7 @@ def quantize_torch(
             nncf.Dataset(feeds),
             preset=nncf.QuantizationPreset.PERFORMANCE,
             subset_size=len(feeds),
-            advanced_parameters=all_bits(),
+            advanced_parameters=advanced(),
             ignored_scope=nncf.IgnoredScope(names=list(plan)) if plan else None,
         )
     return result.eval()
