@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -209,15 +210,42 @@ def planted(network: QrPose, peaks: list[list[tuple[int, int, float]]], offset: 
 def test_planted_people_come_back(head: str) -> None:
     """U10: positions, N slots, empty slots 0, two pictures, a map that is not square."""
     network = made(size=(128, 96), head=head)
-    out = planted(network, [[(5, 7, 2.0), (20, 3, 1.0)], [(31, 23, 0.0)]], offset=1.5)
+    out = planted(network, [[(5, 7, 2.0), (20, 3, 1.0), (11, 15, -2.0)], [(31, 23, 0.0)]], offset=1.5)
     assert out["scores"].shape == (2, 20)
-    expected = torch.sigmoid(torch.tensor([2.0, 1.0]))
-    assert torch.allclose(out["scores"][0, :2], expected, atol=1e-3)
+    # All planted joints are confident to one half; S is below 0.2 for the third person alone: 0.119.
+    assert torch.allclose(out["scores"][0, :3], torch.tensor([0.5, 0.5, 0.298]), atol=1e-3)
     assert torch.allclose(out["keypoints"][0, 0], torch.tensor([4 * 6.5, 4 * 8.5]).expand(17, 2))
     assert torch.allclose(out["keypoints"][0, 1], torch.tensor([4 * 21.5, 4 * 4.5]).expand(17, 2))
     assert torch.allclose(out["keypoints"][1, 0], torch.tensor([4 * 32.5, 4 * 24.5]).expand(17, 2))
     assert torch.equal(out["boxes"][..., :2], out["keypoints"].amin(2))
-    assert (out["scores"][0, 2:] < 1e-6).all()
+    assert (out["scores"][0, 3:] < 1e-6).all()
+    network.config = replace(network.config, ensemble=False)
+    out = planted(network, [[(5, 7, 2.0), (20, 3, 1.0)]], offset=1.5)
+    assert torch.allclose(out["scores"][0, :2], torch.sigmoid(torch.tensor([2.0, 1.0])), atol=1e-3)
+
+
+def test_a_joint_is_where_those_say_who_are_near_and_sure() -> None:
+    """Three candidates of one person and one far away; the closed form of a mean weighted by confidence."""
+    joints = torch.zeros(1, 4, 3, 2)
+    joints[0, :, 0] = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [900.0, 0.0]])
+    joints[0, :, 1:] = torch.tensor(
+        [[90.0, 0.0], [0.0, 90.0]]
+    )  # all the same, so that a pose is 90 wide and high
+    sure = torch.full((1, 4, 3), 0.5)
+    sure[0, :, 0] = torch.tensor([0.2, 0.8, 0.8, 0.9])
+    likely = torch.tensor([[0.9, 0.6, 0.6, 0.9]])
+    alone = deploy.Found(joints[:, :1], sure[:, :1], likely[:, :1])
+    found = deploy.agreed(alone, deploy.Found(joints, sure, likely))
+    # 1 pixel of a reach of 6.3 weighs nearly as much as none.
+    weights = sure[0, :3, 0].square() * likely[0, :3]
+    x = float(weights[1] / weights.sum())
+    assert torch.allclose(found.joints[0, 0, 0], torch.tensor([x, x]), atol=0.01)
+    assert torch.allclose(
+        found.confidence[0, 0, 0], (weights * sure[0, :3, 0]).sum() / weights.sum(), atol=0.01
+    )
+    assert torch.allclose(found.joints[0, 0, 1:], joints[0, 0, 1:])
+    deaf = deploy.agreed(alone, deploy.Found(joints[:, 3:], sure[:, 3:], torch.zeros(1, 1)))
+    assert torch.equal(deaf.joints, joints[:, :1])  # who hears of nobody says what he saw
 
 
 @pytest.mark.parametrize("head", ["sparse", "dense"])
@@ -270,7 +298,7 @@ def test_neighbours_beyond_the_window_are_two_people() -> None:
 def test_both_graphs_find_the_same_people() -> None:
     """The sparse graph with all pixels as candidates is the dense graph but for the test of peaks."""
     sparse = lively(made(size=(64, 64), candidates=256, slots=5))
-    dense = made(size=(64, 64), head="dense", slots=5).eval()
+    dense = made(size=(64, 64), head="dense", candidates=256, slots=5).eval()
     dense.load_state_dict(sparse.state_dict())
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -335,12 +363,20 @@ def test_onnx_runtime_says_what_torch_says(graph: tuple[Path, QrPose], count: in
     session = ort.InferenceSession(str(graph[0]), options, providers=["CPUExecutionProvider"])
     images = torch.randn(count, 3, 256, 256)
     found = dict(zip(OUTPUTS, session.run(list(OUTPUTS), {"images": images.numpy()}), strict=True))
+    network = graph[1]
     with torch.no_grad():
-        expected = graph[1](images)
-    assert np.abs(found["scores"] - expected["scores"].numpy()).max() < 1e-4
-    apart = distinct(expected["scores"].numpy())
+        expected = network(images)
+        network.config = replace(network.config, ensemble=False)
+        ranking = network(images)["scores"]
+        network.config = replace(network.config, ensemble=True)
+    apart = distinct(ranking.numpy())
     assert apart.mean() > 0.4
-    for name, tolerance in (("keypoints", 0.05), ("boxes", 0.05), ("keypoint_scores", 1e-4)):
+    for name, tolerance in (
+        ("scores", 1e-4),
+        ("keypoints", 0.05),
+        ("boxes", 0.05),
+        ("keypoint_scores", 1e-4),
+    ):
         assert np.abs(found[name] - expected[name].numpy())[apart].max() < tolerance, name
 
 

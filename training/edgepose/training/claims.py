@@ -136,7 +136,7 @@ def outcomes_of(recipe: QrPoseRecipe, arm: str, weights: Path) -> list[Outcome]:
     """Both scores of a trained arm on the recipe's validation pictures."""
     dataset = open_dataset(str(recipe.data.validation))
     options = recipe.network.model_dump(exclude_none=True)
-    whole = cast(QrPose, build(recipe.model, size=(recipe.size, recipe.size), **options))
+    whole = cast(QrPose, build(recipe.model, size=(recipe.size, recipe.size), ensemble=False, **options))
     scorers: dict[Scorer, QrPose] = {"pqe": whole, "plain": PlainScore(whole.config)}
     parameters = sum(parameter.numel() for parameter in whole.parameters())
     found = []

@@ -6,30 +6,40 @@ pixels and `keypoint_scores` (B, N, K); an empty slot is all zeros (specs/qrpose
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from edgepose.training.models.qrpose.network import Heads, QrPose, Trunk
+    from edgepose.training.models.qrpose.network import Config, Heads, QrPose, Trunk
 
 STRIDE = 4.0  # input pixels a map pixel
 WINDOW = 2  # map pixels: a peak beats everything within this Chebyshev distance
+SURE = 0.2  # of S: from here on somebody is there, and the joints say how well they are found
+OWN = 2e-4  # the mean weight of a candidate, from which on a pose is moved
+REACH = 0.07  # how far apart poses of one person see a joint, as a share of the pose's size
 
 
 def sparse(network: QrPose, trunk: Trunk) -> dict[str, Tensor]:
     """Graph B: the heads at the M best pixels of the coarse score, pairwise suppression, then the N best."""
-    B = trunk.coarse.shape[0]
-    ramp = network.ramp.expand(B, -1)
-    _, pixels = (standing_out(trunk.coarse).flatten(1) + ramp).topk(network.config.candidates, 1)
+    pixels = candidates(network, trunk)
+    ramp = network.ramp.expand(pixels.shape[0], -1).gather(1, pixels)
+    places = network.grid.expand(pixels.shape[0], -1, 2).gather(1, pixels[:, :, None].expand(-1, -1, 2))
     heads = network.heads_at(trunk, pixels)
-    places = network.grid[None].expand(B, -1, 2).gather(1, pixels[:, :, None].expand(-1, -1, 2))
-    logits = heads.logits[:, 0, :, 0] + ramp.gather(1, pixels)
+    logits = heads.logits[:, 0, :, 0] + ramp
     scores = torch.sigmoid(logits) * (1 - suppressed(logits, places))
     best, chosen = scores.topk(network.config.slots, 1)
-    return _outputs(best, heads, places, chosen)
+    found = _found(heads, places)
+    return _outputs(network.config, best, _rows(found, chosen), found)
+
+
+def candidates(network: QrPose, trunk: Trunk) -> Tensor:
+    """(B, M) the best pixels of the coarse score, as numbers of the map's."""
+    ramp = network.ramp.expand(trunk.coarse.shape[0], -1)
+    _, pixels = (standing_out(trunk.coarse).flatten(1) + ramp).topk(network.config.candidates, 1)
+    return pixels
 
 
 def standing_out(coarse: Tensor) -> Tensor:
@@ -59,23 +69,71 @@ def dense(network: QrPose, trunk: Trunk) -> dict[str, Tensor]:
     highest = functional.max_pool2d(logits, 2 * WINDOW + 1, 1, WINDOW)
     peaks = torch.where(logits >= highest, torch.sigmoid(logits), torch.zeros_like(logits))
     best, chosen = peaks.flatten(1).topk(network.config.slots, 1)
-    return _outputs(best, heads, network.grid[None].expand(B, -1, 2), chosen)
+    found = _found(heads, network.grid.expand(B, -1, 2))
+    return _outputs(network.config, best, _rows(found, chosen), _rows(found, candidates(network, trunk)))
 
 
-def _outputs(scores: Tensor, heads: Heads, places: Tensor, chosen: Tensor) -> dict[str, Tensor]:
-    """The named outputs of the `chosen` (B, N) among the P places the heads were evaluated at."""
+class Found(NamedTuple):
+    """The poses of P pixels."""
+
+    joints: Tensor  # (B, P, K, 2) map pixels
+    confidence: Tensor  # (B, P, K)
+    scores: Tensor  # (B, P) of S
+
+
+def _found(heads: Heads, places: Tensor) -> Found:
+    """The poses of heads that were evaluated at `places` (B, P, 2)."""
     B, K = heads.confidence.shape[:2]
-    N = chosen.shape[1]
+    offsets = heads.offsets.flatten(2).transpose(1, 2).reshape(B, -1, K, 2)
+    confidence = torch.sigmoid(heads.confidence.flatten(2).transpose(1, 2))
+    return Found(places[:, :, None] + offsets, confidence, torch.sigmoid(heads.logits.flatten(1)))
 
-    def take(values: Tensor, width: int) -> Tensor:  # (B, width, P) -> (B, N, width)
-        return values.transpose(1, 2).gather(1, chosen[:, :, None].expand(-1, -1, width))
 
-    offsets = take(heads.offsets.flatten(2), 2 * K).reshape(B, N, K, 2)
-    origin = places.gather(1, chosen[:, :, None].expand(-1, -1, 2))
-    keypoints = STRIDE * (origin[:, :, None] + offsets)
+def _rows(found: Found, chosen: Tensor) -> Found:
+    """The `chosen` (B, N) of the poses."""
+    K = found.confidence.shape[2]
+    joints = found.joints.flatten(2).gather(1, chosen[:, :, None].expand(-1, -1, 2 * K))
+    confidence = found.confidence.gather(1, chosen[:, :, None].expand(-1, -1, K))
+    return Found(joints.reshape(chosen.shape[0], -1, K, 2), confidence, found.scores.gather(1, chosen))
+
+
+def _outputs(config: Config, scores: Tensor, slots: Found, others: Found) -> dict[str, Tensor]:
+    """The named outputs of N `slots`, among M `others`; `scores` (B, N) are S, or 0 of empty ones."""
+    if config.ensemble:
+        slots = agreed(slots, others)
+        scores = expected_oks(scores, slots.confidence)
     # Equal zeros: which candidates fill the empty slots is the runtime's choice, so show none.
     taken = (scores > 0).to(scores.dtype)[:, :, None]
-    keypoints = keypoints * taken[..., None]
+    keypoints = STRIDE * slots.joints * taken[..., None]
     boxes = torch.cat([keypoints.amin(2), keypoints.amax(2)], -1)
-    confidence = torch.sigmoid(take(heads.confidence.flatten(2), K)) * taken
+    confidence = slots.confidence * taken
     return {"scores": scores, "boxes": boxes, "keypoints": keypoints, "keypoint_scores": confidence}
+
+
+def agreed(slots: Found, others: Found) -> Found:
+    """Each joint of N poses moved to where M others say it is, by how near, how sure and how likely they are.
+
+    Differs from section 7, where a pose is what one pixel says: its neighbours were trained to say the same,
+    and their errors are not all the same. Where nobody is likely, a pose stays: rounding decides who is the
+    last of the M.
+    """
+    width, height = (slots.joints.amax(2) - slots.joints.amin(2)).unbind(-1)  # (B, N)
+    reach = -(REACH**2) * (width * height).clamp(min=1.0)
+    apart = others.joints[:, None] - slots.joints[:, :, None]  # (B, N, M, K, 2)
+    # A tail like e^-x without Exp, products for Pow and means for sums: section 7 lists the operators.
+    near = 2 * torch.sigmoid((apart * apart).mean(-1) / reach[:, :, None, None])
+    sure = others.confidence * others.confidence * others.scores[:, :, None]
+    weights = sure[:, None] * near
+    weights = weights / (weights.mean(2, keepdim=True) + OWN)
+    surer = others.confidence[:, None] - slots.confidence[:, :, None]
+    joints = slots.joints + (weights[..., None] * apart).mean(2)
+    return Found(joints, slots.confidence + (weights * surer).mean(2), slots.scores)
+
+
+def expected_oks(scores: Tensor, confidence: Tensor) -> Tensor:
+    """S (B, N) and the joints' confidences (B, N, K) -> (B, N), the mean of the OKS's expected terms.
+
+    Differs from section 7, whose score is S: one number has to learn both whether somebody is there and how
+    well all joints are found, and tells the latter less well than the joints do.
+    """
+    return confidence.mean(2) * (scores / SURE).clamp(max=1)

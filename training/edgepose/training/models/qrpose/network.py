@@ -60,6 +60,9 @@ class Config:
     kqe: bool = True
     pqe: bool = True
     pqe_detach: bool = True
+    # Inference gives what all candidates say of a person, and the OKS expected of that; without it, as in the
+    # paper, what one pixel says, and S.
+    ensemble: bool = True
 
     @property
     def map_size(self) -> tuple[int, int]:
