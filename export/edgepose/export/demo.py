@@ -40,7 +40,7 @@ class Plan:
     out: Path
     model: str = "qrpose_tiny"
     pictures: int = 160  # evaluated
-    calibration: int = 128  # pictures the quantizer sees
+    calibration: int = 96  # pictures the quantizer sees
     received: int = 150  # frames the RTSP client reads back
     min_height_px: int = 48  # people lower than this are neither asked for nor counted
     refiner: str = "sharpose_tiny_128x96"  # looks again at the people, where its weights ship

@@ -28,7 +28,7 @@ from edgepose.runtime.errors import GateFailed
 @click.option(
     "--pictures", default=160, show_default=True, help="Held-out pictures every artefact is scored on."
 )
-@click.option("--calibration", default=128, show_default=True, help="Pictures the quantizer sees.")
+@click.option("--calibration", default=96, show_default=True, help="Pictures the quantizer sees.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def demo(out: Path, pictures: int, calibration: int, as_json: bool) -> None:
     """Run the whole chain: calibrate, compress, export, verify, stream, read the stream back, report.
