@@ -225,12 +225,11 @@ def test_planted_people_come_back(head: str) -> None:
 
 
 def test_a_joint_is_where_those_say_who_are_near_and_sure() -> None:
-    """Three candidates of one person and one far away; the closed form of a mean weighted by confidence."""
+    """Three candidates of one person and one far away; the closed form of their weighted mean."""
     joints = torch.zeros(1, 4, 3, 2)
     joints[0, :, 0] = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [900.0, 0.0]])
-    joints[0, :, 1:] = torch.tensor(
-        [[90.0, 0.0], [0.0, 90.0]]
-    )  # all the same, so that a pose is 90 wide and high
+    # All say the same of the other two joints, which make a pose 90 wide and high.
+    joints[0, :, 1:] = torch.tensor([[90.0, 0.0], [0.0, 90.0]])
     sure = torch.full((1, 4, 3), 0.5)
     sure[0, :, 0] = torch.tensor([0.2, 0.8, 0.8, 0.9])
     likely = torch.tensor([[0.9, 0.6, 0.1, 0.9]])
@@ -370,12 +369,8 @@ def test_onnx_runtime_says_what_torch_says(graph: tuple[Path, QrPose], count: in
         network.config = replace(network.config, ensemble=True)
     apart = distinct(ranking.numpy())
     assert apart.mean() > 0.4
-    for name, tolerance in (
-        ("scores", 1e-4),
-        ("keypoints", 0.05),
-        ("boxes", 0.05),
-        ("keypoint_scores", 1e-4),
-    ):
+    tolerances = {"scores": 1e-4, "keypoints": 0.05, "boxes": 0.05, "keypoint_scores": 1e-4}
+    for name, tolerance in tolerances.items():
         assert np.abs(found[name] - expected[name].numpy())[apart].max() < tolerance, name
 
 

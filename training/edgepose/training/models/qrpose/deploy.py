@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 STRIDE = 4.0  # input pixels a map pixel
 WINDOW = 2  # map pixels: a peak beats everything within this Chebyshev distance
 SURE = 0.2  # of S: from here on somebody is there, and the joints say how well they are found
-OWN = 2e-4  # the mean weight of a candidate, from which on a pose is moved
+OWN = 2e-4  # weight of what a pose says itself, beside the mean of the candidates'
 REACH = 0.07  # how far apart poses of one person see a joint, as a share of the pose's size
 
 
