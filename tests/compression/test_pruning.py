@@ -188,15 +188,27 @@ def test_taylor_is_the_square_of_what_the_loss_would_change_by() -> None:
     assert model.b.weight.grad is None
 
 
-def clock(total: float = 10.0) -> Clock:
+def clock(gain: float = 1.0) -> Clock:
     sizes = {"a": (16, 1, 1, 1), "b": (1, 16, 1, 1)}
-    return Clock(Times({"a": 4.0, "b": 2.0}, {"b": 1.0}, total), [CHAIN], sizes)
+    return Clock(Times({"a": 4.0, "b": 2.0}, {"b": 1.0}, 10.0), [CHAIN], sizes, [gain])
 
 
 def test_the_clock_scales_layers_by_inputs_times_outputs() -> None:
     assert clock().seconds([16]) == pytest.approx(10)
     # Half of a's outputs, half of b's inputs and of what is moved for it; 3 seconds are nobody's.
     assert clock().seconds([8]) == pytest.approx(3 + 2 + 1 + 0.5)
+    # Where half of the channels save half of what they should, the layers are as if a quarter had left.
+    assert clock(0.5).seconds([8]) == pytest.approx(3 + 0.75 * (4 + 2 + 1))
+
+
+def test_times_are_summed_over_layers_with_what_serves_them() -> None:
+    times = Times({"a": 4.0, "b": 2.0, "c": 8.0}, {"b": 1.0, "c": 16.0}, 40.0)
+    assert times.of({"a", "b", "a.norm"}) == 7.0
+
+
+def test_who_saves_nothing_stays() -> None:
+    with pytest.raises(GateFailed, match=r"no more than 1\.00 times the speed"):
+        allocate(clock(0.0), [np.zeros(16)], 9.9)
 
 
 def test_the_least_important_leave_first_and_in_steps() -> None:
@@ -217,7 +229,8 @@ def test_allocation_reaches_its_limit_and_keeps_the_best(data: st.DataObject) ->
     )
     sizes = {"a": (16, 4), "b": (24, 16), "c": (3, 24)}
     seconds = {name: data.draw(st.floats(0.1, 5)) for name in sizes}
-    both = Clock(Times(seconds, {}, sum(seconds.values())), [CHAIN, inner], sizes)
+    gains = [data.draw(st.floats(0, 1)) for _ in range(2)]
+    both = Clock(Times(seconds, {}, sum(seconds.values())), [CHAIN, inner], sizes, gains)
     importance = [
         np.array(data.draw(st.lists(st.floats(0, 1), min_size=group.units, max_size=group.units)))
         for group in both.groups
@@ -226,7 +239,7 @@ def test_allocation_reaches_its_limit_and_keeps_the_best(data: st.DataObject) ->
     try:
         kept = allocate(both, importance, limit)
     except EdgeposeError:
-        assert both.seconds([8, 8]) > limit
+        assert both.seconds([8, 16]) > limit  # half of each stays at least
         return
     assert both.seconds([len(units) for units in kept]) <= limit
     for units, values, group in zip(kept, importance, both.groups, strict=True):

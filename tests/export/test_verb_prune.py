@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from edgepose.calibration.calibration_set import make_calibration_set
 from edgepose.calibration.dataset import open_dataset
 from edgepose.compression.allocation import Times
+from edgepose.compression.dependencies import groups_of
 from edgepose.compression.execution import outputs_of
 from edgepose.compression.graph import load_onnx
 from edgepose.compression.source_model import load_model
@@ -88,6 +90,64 @@ def steady() -> Iterator[None]:
         patch.setattr(pruning, "runnable", by_work)
         patch.setattr(pruning, "compared", in_turns)
         yield
+
+
+def test_groups_timed_in_one_network_have_no_layer_in_common(folder: Path) -> None:
+    model, _ = load_model(MODEL, None)
+    groups = groups_of(model, "qrpose", (256, 256))
+    sets = pruning._apart(groups)
+    assert sorted(group.name for members in sets for group in members) == sorted(g.name for g in groups)
+    assert len(sets) < len(groups) / 3
+    for members in sets:
+        layers = [part for group in members for part in {part.layer for part in group.parts}]
+        assert len(layers) == len(set(layers))
+
+
+def test_channels_that_bring_no_time_stay(
+    steady: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The joints' kernels take as long with half of their channels, the others half as long for half."""
+    dense = by_work(MODEL, load_model(MODEL, None)[0]).times().layers
+
+    def stubborn(name: str, model: nn.Module) -> Any:
+        network = by_work(name, model)
+        layers = {
+            layer: dense[layer] if layer.startswith(("kpt", "looks")) else seconds
+            for layer, seconds in network.times().layers.items()
+        }
+        times = Times(layers, {}, sum(layers.values()))
+        return SimpleNamespace(multiply_adds=int(times.total), times=lambda: times)
+
+    monkeypatch.setattr(pruning, "runnable", stubborn)
+    out = tmp_path / "out"
+    words = (MODEL, "--data", DATA, "--importance", "magnitude", "--speed", 1.4, "--out", out)
+    assert run(prune, *words)[0] == 0
+    report = json.loads((out / REPORT).read_text())
+    left = {name: after for name, (before, after) in report["units"].items() if after < before}
+    assert left
+    assert not any(name.startswith("looks") for name in left)
+    assert report["units"]["kpt.1.0"] == [8, 8]
+
+
+def test_a_network_much_faster_than_asked_for_is_not_the_last_try(
+    steady: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is measured twice as fast as its multiply-adds say, the others as fast as they say."""
+    tries = []
+
+    def lucky_once(networks: Mapping[str, Any], rounds: int) -> list[Timing]:
+        before, after = in_turns(networks, rounds)
+        tries.append(after.ratio)
+        return [before, replace(after, ratio=after.ratio / (2 if len(tries) == 1 else 1))]
+
+    monkeypatch.setattr(pruning, "compared", lucky_once)
+    out = tmp_path / "out"
+    words = (MODEL, "--data", DATA, "--importance", "magnitude", "--speed", 1.5, "--out", out)
+    assert run(prune, *words)[0] == 0
+    report = json.loads((out / REPORT).read_text())
+    assert len(tries) > 1
+    assert 1.5 <= 1 / report["timing"]["ratio"] < 2
+    assert report["multiply_adds"][1] / report["multiply_adds"][0] == pytest.approx(report["timing"]["ratio"])
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from edgepose.compression.channels import INPUTS, OUTPUTS, Group, Indices
 from edgepose.runtime.errors import GateFailed
 from edgepose.runtime.oks import F64
 
-LEAST = 0.25  # of a group's units stay, and at least one step
+LEAST = 0.5  # of a group's units stay, and at least one step
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,10 @@ class Times:
     read: Mapping[str, float]  # of what only moves and adds what a layer reads: as long as it has inputs
     total: float  # what is neither stays as it is
 
+    def of(self, layers: Iterable[str]) -> float:
+        """Of these layers, with what only serves them."""
+        return sum(self.layers.get(name, 0.0) + self.read.get(name, 0.0) for name in layers)
+
 
 @dataclass(frozen=True, slots=True)
 class Clock:
@@ -31,13 +35,14 @@ class Clock:
     times: Times
     groups: Sequence[Group]
     sizes: Mapping[str, tuple[int, ...]]  # of the weights, by layer
+    gains: Sequence[float]  # by group: what was really saved, as a share of what its channels would suggest
 
     def seconds(self, kept: Sequence[int]) -> float:
         """With so many units in each group."""
         left: dict[tuple[str, int], float] = defaultdict(lambda: 1.0)  # share of a weight's axis
-        for group, count in zip(self.groups, kept, strict=True):
+        for group, count, gain in zip(self.groups, kept, self.gains, strict=True):
             for part in group.parts:
-                gone = (group.units - count) * part.indices.shape[1]
+                gone = gain * (group.units - count) * part.indices.shape[1]
                 left[part.layer, part.axis] -= gone / self.sizes[part.layer][part.axis]
         times = self.times
         saved = sum(s * (1 - left[name, OUTPUTS] * left[name, INPUTS]) for name, s in times.layers.items())
