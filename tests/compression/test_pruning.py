@@ -208,17 +208,17 @@ def test_times_are_summed_over_layers_with_what_serves_them() -> None:
 
 def test_who_saves_nothing_stays() -> None:
     with pytest.raises(GateFailed, match=r"no more than 1\.00 times the speed"):
-        allocate(clock(0.0), [np.zeros(16)], 9.9)
+        allocate(clock(0.0), [np.zeros(16)], 9.9, 0.5)
 
 
 def test_the_least_important_leave_first_and_in_steps() -> None:
     importance = np.arange(16)[::-1].astype(np.float64)
-    (kept,) = allocate(clock(), [importance], 9.9)
+    (kept,) = allocate(clock(), [importance], 9.9, 0.5)
     assert kept.tolist() == list(range(8))
-    (kept,) = allocate(clock(), [importance], 10.0)
+    (kept,) = allocate(clock(), [importance], 10.0, 0.5)
     assert len(kept) == 16
     with pytest.raises(GateFailed, match=r"no more than 1\.54 times the speed"):
-        allocate(clock(), [importance], 6.0)
+        allocate(clock(), [importance], 6.0, 0.5)
 
 
 @given(st.data())
@@ -236,12 +236,14 @@ def test_allocation_reaches_its_limit_and_keeps_the_best(data: st.DataObject) ->
         for group in both.groups
     ]
     limit = both.times.total * data.draw(st.floats(0.4, 1))
+    least, narrowest = data.draw(st.sampled_from([(0.25, [8, 8]), (0.5, [8, 16]), (0.7, [16, 24])]))
     try:
-        kept = allocate(both, importance, limit)
+        kept = allocate(both, importance, limit, least)
     except EdgeposeError:
-        assert both.seconds([8, 16]) > limit  # half of each stays at least
+        assert both.seconds(narrowest) > limit
         return
     assert both.seconds([len(units) for units in kept]) <= limit
+    assert all(len(units) >= few for units, few in zip(kept, narrowest, strict=True))
     for units, values, group in zip(kept, importance, both.groups, strict=True):
         gone = np.setdiff1d(np.arange(group.units), units)
         assert len(units) % group.step == 0

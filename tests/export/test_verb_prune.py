@@ -274,7 +274,7 @@ def test_a_speed_that_no_channel_brings_fails_the_gate(
 ) -> None:
     words = (MODEL, "--data", DATA, "--importance", "magnitude", "--speed", 50, "--out", tmp_path / "out")
     assert run(prune, *words)[0] == 1
-    assert "times the speed by leaving out channels; ask for less" in capsys.readouterr().err
+    assert "channels, of which a share of 0.25 stays in each group; ask for less" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -12,8 +12,6 @@ from edgepose.compression.channels import INPUTS, OUTPUTS, Group, Indices
 from edgepose.runtime.errors import GateFailed
 from edgepose.runtime.oks import F64
 
-LEAST = 0.5  # of a group's units stay, and at least one step
-
 
 @dataclass(frozen=True, slots=True)
 class Times:
@@ -49,20 +47,21 @@ class Clock:
         return times.total - saved - sum(s * (1 - left[name, INPUTS]) for name, s in times.read.items())
 
 
-def allocate(clock: Clock, importance: Sequence[F64], limit: float) -> list[Indices]:
+def allocate(clock: Clock, importance: Sequence[F64], limit: float, least: float) -> list[Indices]:
     """The units that stay in each group, so that the predicted time is `limit` seconds at most.
 
-    Step by step the units leave whose importance is least for the time that they take. Raises GateFailed when
-    the time cannot be reached.
+    Step by step the units leave whose importance is least for the time that they take, as long as the share
+    `least` of a group stays, and one step. Raises GateFailed when the time cannot be reached.
     """
     ranked = [np.sort(values) for values in importance]
     kept = [group.units for group in clock.groups]
+    lowest = [max(group.step, least * group.units) for group in clock.groups]
     while (now := clock.seconds(kept)) > limit:
-        best = min(_steps(clock, ranked, kept, now), default=None)
+        best = min(_steps(clock, ranked, kept, lowest, now), default=None)
         if best is None:
             raise GateFailed(
-                f"no more than {clock.times.total / now:.2f} times the speed by leaving out channels; "
-                "ask for less"
+                f"no more than {clock.times.total / now:.2f} times the speed by leaving out channels, "
+                f"of which a share of {least:g} stays in each group; ask for less"
             )
         kept[best[1]] -= clock.groups[best[1]].step
     return [
@@ -71,13 +70,15 @@ def allocate(clock: Clock, importance: Sequence[F64], limit: float) -> list[Indi
     ]
 
 
-def _steps(clock: Clock, ranked: Sequence[F64], kept: Sequence[int], now: float) -> list[tuple[float, int]]:
+def _steps(
+    clock: Clock, ranked: Sequence[F64], kept: Sequence[int], lowest: Sequence[float], now: float
+) -> list[tuple[float, int]]:
     """What one more step costs in each group that can go on: importance a second saved, and which group."""
     found = []
     for index, group in enumerate(clock.groups):
         after = kept[index] - group.step
         saved = now - clock.seconds([*kept[:index], after, *kept[index + 1 :]])
-        if after >= max(group.step, LEAST * group.units) and saved > 0:
+        if after >= lowest[index] and saved > 0:
             gone = group.units - kept[index]
             found.append((float(ranked[index][gone : gone + group.step].sum()) / saved, index))
     return found

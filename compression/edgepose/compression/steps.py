@@ -50,6 +50,7 @@ class Prune(Step):
 
     max_ap_loss: NonNegativeFloat = 100.0  # nobody may be found until tune has passed; its gate judges
     speed: Annotated[float, Field(gt=1)] = 1.6
+    least: Annotated[float, Field(gt=0, lt=1)] = 0.25  # share of each layer's channels, or heads, that stays
     data: str
 
 
@@ -148,9 +149,8 @@ class Run:
         self._measure(stage, self.out / name, FLOAT_ROW)
 
     def _prune(self, step: Prune) -> None:
-        self._make(
-            "pruned", "prune", self.recipe.model, *self.weights, "--data", step.data, "--speed", step.speed
-        )
+        how = ("--data", step.data, "--speed", step.speed, "--least", step.least)
+        self._make("pruned", "prune", self.recipe.model, *self.weights, *how)
         self.weights = ["--weights", str(self.out / "pruned" / "weights.safetensors")]
         self._float(PRUNED, "pruned-bundle")
 

@@ -40,6 +40,7 @@ class Request:
     importance: str  # "taylor" or "magnitude"
     batches: int  # of these pictures
     speed: float  # times as fast
+    least: float  # share of each group's units that stays
     rounds: int  # of timing
 
 
@@ -55,13 +56,14 @@ def prune_to(request: Request, model: nn.Module) -> tuple[Pruned, dict[str, Any]
     best: Tried | None = None
     wanted, most = request.speed, math.inf
     for _ in range(TRIES):
-        kept = allocate(clock, importance, clock.times.total / wanted)
+        kept = allocate(clock, importance, clock.times.total / wanted, request.least)
         tried = _tried(request, model, dense, pruned(model, groups, kept))
         if tried.speed >= request.speed and (best is None or tried.speed < best.speed):
             best, most, units = tried, wanted, [len(left) for left in kept]
         if best is not None and best.speed < request.speed * SPARE:
             break
-        wanted = min(most, wanted * request.speed * math.sqrt(SPARE) / tried.speed)
+        aim = request.speed * math.sqrt(SPARE)
+        wanted = min(most, wanted * aim / tried.speed)
     if best is None:
         raise GateFailed(
             f"{request.model}: {tried.speed:.2f} times as fast, not {request.speed:g}, in {TRIES} tries; "
@@ -72,6 +74,7 @@ def prune_to(request: Request, model: nn.Module) -> tuple[Pruned, dict[str, Any]
         "importance": request.importance,
         "data": request.data,
         "speed": request.speed,
+        "least": request.least,
         "timing": best.timing.to_dict(),
         "parameters": [_parameters(model), best.parameters],
         "multiply_adds": [dense.multiply_adds, best.multiply_adds],

@@ -32,6 +32,13 @@ REPORT = "prune.json"
     "--speed", type=click.FloatRange(1, min_open=True), default=1.6, show_default=True, help="Times as fast."
 )
 @click.option(
+    "--least",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.25,
+    show_default=True,
+    help="Share of each layer's channels, or heads, that stays.",
+)
+@click.option(
     "--importance",
     type=click.Choice(["taylor", "magnitude"]),
     default="taylor",
@@ -47,6 +54,7 @@ def prune(
     data: str,
     out: Path,
     speed: float,
+    least: float,
     importance: str,
     batches: int,
     rounds: int,
@@ -62,7 +70,7 @@ def prune(
     check_name(model)
     path = weights or shipped_weights(model)
     network, origin = load_model(model, path)
-    found, report = prune_to(Request(model, data, importance, batches, speed, rounds), network)
+    found, report = prune_to(Request(model, data, importance, batches, speed, least, rounds), network)
     widths = dict(origin.get("widths", {})) | dict(found.widths)
     with draft_folder(out) as draft:
         metadata = {"edgepose.model": model, "edgepose.pruned_from": origin["weights_sha256"]}
