@@ -102,6 +102,7 @@ def test_the_steps_follow_one_another_and_end_in_one_ledger(
         "calibrate compress export verify qat export verify"
     )
     pruned, tuned = (f"--weights {out}/{name}/weights.safetensors" for name in ("pruned", "tuned"))
+    assert verbs.lines[2].endswith("--speed 1.6 --least 0.25 --out " + str(out / "pruned"))
     assert pruned in verbs.lines[3]
     plan = yaml.safe_load((out / "tune.yaml").read_text())
     assert plan["initial"] == str(out / "pruned" / "weights.safetensors")

@@ -32,6 +32,11 @@ class Group:
     parts: tuple[Part, ...]
 
     @property
+    def layers(self) -> set[str]:
+        """All that make or read the channels."""
+        return {part.layer for part in self.parts}
+
+    @property
     def readers(self) -> tuple[Part, ...]:
         """Layers that read the channels."""
         return tuple(part for part in self.parts if part.axis == INPUTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from onnx import ModelProto, helper
 
@@ -54,7 +55,7 @@ def each_output(
     options.log_severity_level = 4
     if not optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
+    with _told():
         session = ort.InferenceSession(
             model.SerializeToString(),
             options,
@@ -62,7 +63,15 @@ def each_output(
             disabled_optimizers=DISABLED,
         )
         names = list(wanted or (output.name for output in session.get_outputs()))
-        for feed in feeds:
-            yield dict(zip(names, session.run(names, dict(feed)), strict=True))
+    for feed in feeds:  # what goes wrong with a feed, such as a picture that cannot be read, is told as it is
+        with _told():
+            values = session.run(names, dict(feed))
+        yield dict(zip(names, values, strict=True))
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # onnxruntime's own exceptions have no common base but this
         raise EdgeposeError(f"ONNX Runtime cannot run the graph: {str(error).splitlines()[0]}") from error

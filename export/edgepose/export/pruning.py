@@ -62,7 +62,7 @@ def prune_to(request: Request, model: nn.Module) -> tuple[Pruned, dict[str, Any]
             best, most, units = tried, wanted, [len(left) for left in kept]
         if best is not None and best.speed < request.speed * SPARE:
             break
-        aim = request.speed * math.sqrt(SPARE)
+        aim = request.speed * math.sqrt(SPARE)  # the middle of what would end the search
         wanted = min(most, wanted * aim / tried.speed)
     if best is None:
         raise GateFailed(
@@ -119,12 +119,12 @@ def _clock(name: str, model: nn.Module, groups: Sequence[Group], dense: Runnable
     gains = [0.0] * len(groups)
     whole = [group.units for group in groups]
     for members in track(_apart(groups), "timing"):
-        left = [_half(group) if group in members else group.units for group in groups]
+        left = [_half(group) if index in members else group.units for index, group in enumerate(groups)]
         halved = pruned(model, groups, [np.arange(units) for units in left])
         slim = runnable(name, narrowed(model, halved))
         before, after = dense.times(), slim.times()  # both now: the machine may be slower than it was
-        for group in members:
-            index, layers = groups.index(group), _layers(group)
+        for index in members:
+            layers = groups[index].layers
             alone = [*whole[:index], left[index], *whole[index + 1 :]]
             expected = before.total - replace(suggested, times=before).seconds(alone)
             saved = before.of(layers) - after.of(layers)
@@ -132,21 +132,17 @@ def _clock(name: str, model: nn.Module, groups: Sequence[Group], dense: Runnable
     return replace(suggested, gains=gains)
 
 
-def _apart(groups: Sequence[Group]) -> list[list[Group]]:
-    """Sets of groups that have no layer in common, so that one network tells of all in a set."""
-    sets: list[list[Group]] = []
-    for group in groups:
+def _apart(groups: Sequence[Group]) -> list[list[int]]:
+    """Sets of groups, by index, that have no layer in common, so that one network tells of all in a set."""
+    sets: list[list[int]] = []
+    for index, group in enumerate(groups):
         for members in sets:
-            if all(_layers(group).isdisjoint(_layers(other)) for other in members):
-                members.append(group)
+            if all(group.layers.isdisjoint(groups[other].layers) for other in members):
+                members.append(index)
                 break
         else:
-            sets.append([group])
+            sets.append([index])
     return sets
-
-
-def _layers(group: Group) -> set[str]:
-    return {part.layer for part in group.parts}
 
 
 def _half(group: Group) -> int:
