@@ -56,6 +56,21 @@ def test_a_driver_that_hangs_does_not_keep_the_process_that_tries_it() -> None:
     assert time.monotonic() - start_s < 15
 
 
+def test_two_threads_ask_for_a_namespace_at_once() -> None:
+    """The first frame and the first client both want a key frame; PyGObject's import takes its time."""
+    code = (
+        "import time, gi.importer as importer; from concurrent.futures import ThreadPoolExecutor\n"
+        "from edgepose.runtime.stream import gst; gst.namespace('Gst')\n"
+        "load = importer.DynamicImporter.load_module\n"
+        "importer.DynamicImporter.load_module = lambda self, name: (load(self, name), time.sleep(0.3))[0]\n"
+        "with ThreadPoolExecutor(2) as pool:\n"
+        "    later = pool.submit(lambda: (time.sleep(0.1), gst.namespace('GstVideo'))[1])\n"
+        "    assert gst.namespace('GstVideo') is later.result()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("element", ["x264enc", "openh264enc"])
 def test_software_encoders_work(element: str) -> None:
     if not gst.has_element(element):

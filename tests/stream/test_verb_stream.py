@@ -69,14 +69,16 @@ def serving(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], str
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     ) as process:
+        assert process.stderr is not None
         try:
-            assert process.stderr is not None
             line = process.stderr.readline()
             found = re.search(r"ffplay (rtsp://\S+)", line)
             assert found, line + process.stderr.read()
             yield process, found[1]
         finally:
             process.kill()
+            if not process.stderr.closed:  # what a failing test is asked first
+                print(process.stderr.read())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

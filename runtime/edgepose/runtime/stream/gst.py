@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from edgepose.runtime.preprocess import U8
 # PyGObject has no annotations: everything that comes out of it is Any, and stays inside this package.
 _LONGEST_CAUSE = 120  # characters: longer ones are for developers
 _READ, _WRITE = 1, 2  # GstMapFlags
+_importing = threading.RLock()  # PyGObject's importer: a second thread finds a namespace half loaded
 
 
 @functools.cache
@@ -27,9 +29,9 @@ def namespace(name: str) -> Any:
         ctypes.CDLL("libgcc_s.so.1", mode=ctypes.RTLD_GLOBAL)
     gi = require("gi")
     try:
-        gi.require_version(name, "2.0" if name == "GLib" else "1.0")
-        repository = __import__("gi.repository", fromlist=[name])
-        module = getattr(repository, name)
+        with _importing:
+            gi.require_version(name, "2.0" if name == "GLib" else "1.0")
+            module = getattr(__import__("gi.repository", fromlist=[name]), name)
     except (ValueError, ImportError, AttributeError) as error:
         raise MissingLibrary(
             f"GStreamer's {name} is missing ({error}); install it: {SOURCE['gi']}"
