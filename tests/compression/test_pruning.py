@@ -47,6 +47,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "qrpose_hrnet32": partial(build, "qrpose_hrnet32", **SMALL),
     "qrpose_dla34": partial(build, "qrpose_dla34", **SMALL),
     "querypose_tiny": partial(build, "querypose_tiny", **SMALL),
+    "querypose_tiny full": partial(build, "querypose_tiny", full=True, **SMALL),
     "querypose_r50": lambda: QueryPose(FROZEN),
     "sharpose_tiny_128x96": partial(build, "sharpose_tiny_128x96"),
 }
@@ -138,12 +139,24 @@ def test_a_head_takes_its_queries_keys_and_values() -> None:
     assert np.array_equal(proj.indices[1], head)
 
 
+def test_a_pose_stage_keeps_what_is_as_wide_as_the_pyramid() -> None:
+    """48 channels can leave between its convolutions, 40 of the doubled map; none that the last one makes."""
+    groups = groups_of(NETWORKS["querypose_tiny"](), "querypose", (64, 64))
+    raised = "pose_stages.1.embedding"
+    own = [group for group in groups if group.name.startswith(("pose_stages.1.convs", raised))]
+    assert {group.name: (group.units, group.layers) for group in own} == {
+        "pose_stages.1.convs.0": (48, {"pose_stages.1.convs.0", "pose_stages.1.convs.2"}),
+        "pose_stages.1.convs.2": (48, {"pose_stages.1.convs.2", "pose_stages.1.convs.4"}),
+        f"{raised}.raise_.0": (40, {f"{raised}.{n}" for n in ("raise_.0", "raise_.1", "attend", "embed")}),
+    }
+
+
 class Chain(nn.Module):
     """y = b relu(a x): 16 channels between, that one layer makes and one reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, maker: type[nn.Conv2d | nn.ConvTranspose2d] = nn.Conv2d) -> None:
         super().__init__()
-        self.a, self.b = nn.Conv2d(1, 16, 1, bias=False), nn.Conv2d(16, 1, 1, bias=False)
+        self.a, self.b = maker(1, 16, 1, bias=False), nn.Conv2d(16, 1, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.b(torch.relu(self.a(x)))
@@ -154,10 +167,13 @@ CHAIN = Group(
 )
 
 
-def test_magnitude_is_the_norm_of_all_that_would_leave() -> None:
-    model = Chain()
+@pytest.mark.parametrize("maker", [nn.Conv2d, nn.ConvTranspose2d])
+def test_magnitude_is_the_norm_of_all_that_would_leave(
+    maker: type[nn.Conv2d | nn.ConvTranspose2d],
+) -> None:
+    model = Chain(maker)
     with torch.no_grad():
-        model.a.weight.copy_(torch.arange(16.0).reshape(16, 1, 1, 1))
+        model.a.weight.copy_(torch.arange(16.0).reshape(model.a.weight.shape))
         model.b.weight.fill_(3.0)
     (found,) = by_magnitude(model, [CHAIN])
     expected = np.hypot(np.arange(16), 3)

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-OUTPUTS, INPUTS = 0, 1  # axes of a weight
+OUTPUTS, INPUTS = 0, 1  # axes of a weight (`axis_of`)
+STEP, LARGE_STEP, LARGE = 8, 32, 256  # widths stay multiples of 8, of 32 where there are 256 or more
 Indices = npt.NDArray[np.int64]
 
 
@@ -19,7 +20,7 @@ class Part:
 
     layer: str
     axis: int  # OUTPUTS, which the layer makes, or INPUTS, which it reads
-    indices: Indices  # (units, n) of the weight's axis: n channels leave with each unit
+    indices: Indices  # (units, n) of that axis: n channels leave with each unit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +41,11 @@ class Group:
     def readers(self) -> tuple[Part, ...]:
         """Layers that read the channels."""
         return tuple(part for part in self.parts if part.axis == INPUTS)
+
+
+def step_of(channels: int) -> int:
+    """How many of a convolution's channels leave at once."""
+    return LARGE_STEP if channels >= LARGE else STEP
 
 
 def weight_of(model: nn.Module, part: Part) -> Tensor:

@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgepose.compression.channels import INPUTS, OUTPUTS, Group, Part
+from edgepose.compression.channels import INPUTS, LARGE_STEP, OUTPUTS, Group, Part, step_of
 from edgepose.compression.joint_channels import joint_groups
+from edgepose.compression.stage_channels import stage_groups
 from edgepose.runtime.errors import EdgeposeError, require
 from edgepose.training.models.attention import Attention, Mlp
 from edgepose.training.models.backbones.frozen import FrozenNorm
-
-STEP, LARGE_STEP, LARGE = 8, 32, 256  # widths stay multiples of 8, of 32 where there are 256 or more
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,9 @@ TRACED: Mapping[str, Traced] = {
     ),
     # Every stage reads the pyramid's maps.
     "querypose": Traced(
-        lambda network, image: network.backbone(image), lambda network: (network.backbone.neck,)
+        lambda network, image: network.backbone(image),
+        lambda network: (network.backbone.neck,),
+        stage_groups,
     ),
 }
 
@@ -50,10 +51,10 @@ def groups_of(model: nn.Module, family: str, size: tuple[int, int]) -> list[Grou
     Raises EdgeposeError when nothing can leave.
     """
     found = [*_convolutional(model, TRACED[family], size)] if family in TRACED else []
-    found += [group for group in _transformer(model) if group.units > group.step]
+    found += _transformer(model)
     if family in TRACED:
         found += TRACED[family].others(model)
-    if not found:
+    if not (found := [group for group in found if group.units > group.step]):
         raise EdgeposeError(f"{type(model).__name__}: has no channels that can leave; choose another model")
     return found
 
@@ -68,10 +69,9 @@ def _convolutional(model: nn.Module, traced: Traced, size: tuple[int, int]) -> I
     for group in graph.get_all_groups(ignored_layers=fixed, root_module_types=[nn.Conv2d]):
         parts = [*_parts(group, names)]
         units = len(parts[0].indices)
-        step = LARGE_STEP if units >= LARGE else STEP
         grouped = any(getattr(model.get_submodule(part.layer), "groups", 1) > 1 for part in parts)
-        if units > step and not grouped and any(part.axis == INPUTS for part in parts):
-            yield Group(parts[0].layer, units, step, tuple(parts))
+        if not grouped and any(part.axis == INPUTS for part in parts):
+            yield Group(parts[0].layer, units, step_of(units), tuple(parts))
 
 
 def _thawed(model: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ from edgepose.compression.channels import Group, Part, weight_of
 from edgepose.runtime.oks import F64
 from edgepose.runtime.progress import track
 from edgepose.training.families.course import Course
+from edgepose.training.models.widths import axis_of
 
 NORM = 1  # dimensions of a normalisation's weight
 
@@ -23,7 +24,7 @@ def by_magnitude(model: nn.Module, groups: Sequence[Group]) -> list[F64]:
     found = []
     for group in groups:
         parts = [part for part in group.parts if weight_of(model, part).ndim > NORM]
-        squares = sum(_per_unit(weight_of(model, part).detach().square(), part) for part in parts)
+        squares = sum(_per_unit(model, weight_of(model, part).detach().square(), part) for part in parts)
         sizes = np.sqrt(np.asarray(squares, np.float64))
         found.append(sizes / max(sizes.mean(), 1e-12))
     return found
@@ -44,7 +45,7 @@ def by_taylor(model: nn.Module, groups: Sequence[Group], course: Course[Any, Any
         terms = course.terms(model, batch, course.recipe.schedule.steps)
         torch.autograd.backward(torch.stack(list(terms.values())).sum())
         for total, group in zip(totals, groups, strict=True):
-            total += np.square(sum(_per_unit(_change(model, part), part) for part in group.readers))
+            total += np.square(sum(_per_unit(model, _change(model, part), part) for part in group.readers))
     model.zero_grad()
     model.eval()
     return [total / batches for total in totals]
@@ -55,8 +56,9 @@ def _change(model: nn.Module, part: Part) -> Tensor:
     return weight.detach() * weight.grad if weight.grad is not None else torch.zeros_like(weight)
 
 
-def _per_unit(values: Tensor, part: Part) -> F64:
+def _per_unit(model: nn.Module, values: Tensor, part: Part) -> F64:
     """(units,) sums of what each unit has in the weight's `values`."""
-    kept = [axis for axis in range(values.ndim) if axis != part.axis]
+    own = axis_of(model.get_submodule(part.layer), part.axis)
+    kept = [axis for axis in range(values.ndim) if axis != own]
     each = values.sum(kept) if kept else values
     return np.asarray(each[torch.from_numpy(part.indices)].sum(1), np.float64)

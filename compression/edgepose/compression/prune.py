@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgepose.compression.channels import OUTPUTS, Group, Indices
-from edgepose.training.models.widths import Widths, shape, width_of
+from edgepose.training.models.widths import Widths, axis_of, shape, width_of
 
 
 class Pruned(NamedTuple):
@@ -32,7 +32,8 @@ def pruned(model: nn.Module, groups: Sequence[Group], kept: Sequence[Indices]) -
             gone[part.layer, part.axis].append(part.indices[left].reshape(-1))
     state = {name: value.detach().clone() for name, value in model.state_dict().items()}
     for (layer, axis), indices in gone.items():
-        _leave(state, layer, axis, np.concatenate(indices))
+        own = axis_of(model.get_submodule(layer), axis)
+        _leave(state, (layer, axis), own, np.concatenate(indices))
     widths = {}
     for name, layer in model.named_modules():
         before = width_of(layer)
@@ -49,10 +50,12 @@ def narrowed(model: nn.Module, found: Pruned) -> nn.Module:
     return narrow.eval()
 
 
-def _leave(state: dict[str, Tensor], layer: str, axis: int, gone: Indices) -> None:
+def _leave(state: dict[str, Tensor], part: tuple[str, int], own: int, gone: Indices) -> None:
     """Take channels out of a layer's weight, and with its outputs out of all else that it has for each."""
+    layer, axis = part
     for name in [name for name in state if name.rpartition(".")[0] == layer]:
         value = state[name]
-        if value.ndim > axis and (axis == OUTPUTS or value.ndim > 1):
-            stay = np.setdiff1d(np.arange(value.shape[axis]), gone)
-            state[name] = value.index_select(axis, torch.from_numpy(stay))
+        if value.ndim > 1 or (value.ndim == 1 and axis == OUTPUTS):
+            at = own if value.ndim > 1 else 0
+            stay = np.setdiff1d(np.arange(value.shape[at]), gone)
+            state[name] = value.index_select(at, torch.from_numpy(stay))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from edgepose.calibration.measure import environment
 from edgepose.compression.allocation import Clock, allocate
@@ -24,6 +24,7 @@ from edgepose.runtime.oks import F64
 from edgepose.runtime.progress import track
 from edgepose.training.families import FAMILIES, course_of
 from edgepose.training.models import family_of
+from edgepose.training.models.widths import axis_of
 from edgepose.training.recipe import parse_recipe
 
 TRIES = 6  # what is measured may fall short of what was predicted
@@ -150,11 +151,13 @@ def _half(group: Group) -> int:
 
 
 def _sizes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {
-        name.removesuffix(".weight"): tuple(value.shape)
-        for name, value in model.state_dict().items()
-        if name.endswith(".weight")
-    }
+    """Outputs and inputs of all that has a weight; outputs alone of a normalisation."""
+    sizes = {}
+    for name, layer in model.named_modules():
+        if isinstance(weight := getattr(layer, "weight", None), Tensor):
+            shape = weight.shape[:2]
+            sizes[name] = tuple(shape[axis_of(layer, axis)] for axis in range(len(shape)))
+    return sizes
 
 
 def _importance(request: Request, model: nn.Module, groups: list[Group]) -> list[F64]:

@@ -14,7 +14,8 @@ from edgepose.runtime.errors import EdgeposeError
 from edgepose.training.models.backbones.frozen import FrozenNorm
 
 WIDTHS = "edgepose.widths"  # in the metadata of a safetensors file
-# Layer -> outputs and inputs (of one group) of a convolution or linear layer, or the channels of a norm.
+# Layer -> outputs and inputs (of one group) of a convolution or linear layer, the other way about of a
+# transposed convolution, as its weight has them; or the channels of a norm.
 Widths = Mapping[str, tuple[int, ...]]
 
 
@@ -22,11 +23,18 @@ def width_of(layer: nn.Module) -> tuple[int, ...]:
     """As in `Widths`; empty for what has none that could change."""
     if isinstance(layer, nn.Conv2d):
         return layer.out_channels, layer.in_channels // layer.groups
+    if isinstance(layer, nn.ConvTranspose2d):
+        return layer.in_channels, layer.out_channels // layer.groups
     if isinstance(layer, nn.Linear):
         return layer.out_features, layer.in_features
     if isinstance(layer, nn.BatchNorm2d | FrozenNorm):
         return (len(layer.running_var),)  # type: ignore[arg-type]
     return ()
+
+
+def axis_of(layer: nn.Module, axis: int) -> int:
+    """Where the weight has its outputs (0) or inputs (1)."""
+    return 1 - axis if isinstance(layer, nn.ConvTranspose2d) else axis
 
 
 def shape(model: nn.Module, widths: Widths, path: Path) -> None:
@@ -54,6 +62,8 @@ def narrow(layer: nn.Module, width: tuple[int, ...]) -> None:
     """Keep the first channels of a layer."""
     if isinstance(layer, nn.Conv2d):
         layer.out_channels, layer.in_channels = width[0], width[1] * layer.groups
+    elif isinstance(layer, nn.ConvTranspose2d):
+        layer.in_channels, layer.out_channels = width[0], width[1] * layer.groups
     elif isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = width
     elif isinstance(layer, nn.BatchNorm2d):
