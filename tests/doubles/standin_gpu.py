@@ -21,6 +21,7 @@ class Faults:
     wrong_precisions: set[str] = field(default_factory=set)  # "int8", "fp16": engines that answer nonsense
     unrecordable: bool = False  # a stream cannot be recorded into a graph
     no_room_for_graphs: bool = False  # a recorded graph finds no memory
+    skips_tactics: bool = False  # a builder that finds too little memory says so in warnings alone
     unbuildable: set[str] = field(default_factory=set)  # precisions no engine can be built of
 
 
@@ -38,6 +39,7 @@ class Gpu:
     depth: threading.local = field(default_factory=threading.local)
     capturing: dict[int, list[Callable[[], None]]] = field(default_factory=dict)  # by stream
     replays: int = 0  # of graphs
+    dla_used: set[int] = field(default_factory=set)  # cores on which engines were loaded
 
     def allocate(self, size: int, where: dict[int, Any]) -> int | None:
         """The address of `size` new bytes, or None when the device has not so many left."""

@@ -67,11 +67,11 @@ def poses_of(layers: Mapping[str, Array], spec: Spec, size: tuple[int, int]) -> 
 def letterbox_of(size: tuple[int, int], spec: Spec) -> Letterbox:
     """How nvinfer scales a frame of `size` with maintain-aspect-ratio=1 and symmetric-padding=0.
 
-    At the top left, as edgepose does, but the shorter side is rounded up to a whole pixel, not to the
-    nearest: remembered of Gst-nvinfer's source, not measured; were it not so, joints are a pixel off at most.
+    At the top left, as edgepose does, but of an even number of pixels of the frame, and the shorter side is
+    rounded down, not to the nearest (`get_converted_buffer` of gstnvinfer.cpp; nothing was run).
     """
-    scale = min(spec.width / size[0], spec.height / size[1])
-    width, height = (
-        min(t, math.ceil(s * scale)) for s, t in zip(size, (spec.width, spec.height), strict=True)
-    )
-    return Letterbox(width / size[0], height / size[1], width, height)
+    seen_width, seen_height = (side - side % 2 for side in size)
+    width, height = spec.width, max(1, spec.width * seen_height // seen_width)
+    if spec.width * seen_height > spec.height * seen_width:
+        width, height = max(1, spec.height * seen_width // seen_height), spec.height
+    return Letterbox(width / seen_width, height / seen_height, width, height)

@@ -26,7 +26,9 @@ def load(release: str, gpu: Gpu) -> ModuleType:
     """The module for a release of `trt_surface.RELEASES`, working on `gpu`."""
     found = surface(release)
     module = ModuleType("tensorrt")
-    module.__dict__.update(__version__=found["version"], _gpu=gpu, _release=release, _plugins=False)
+    module.__dict__.update(
+        __version__=found["version"], _gpu=gpu, _release=release, _plugins=False, _loggers=[]
+    )
     maker = Maker(module, found["names"])
     for name, entry in found["names"].items():
         setattr(module, name, maker.made(name, entry))

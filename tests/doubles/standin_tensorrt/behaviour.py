@@ -13,7 +13,7 @@ from typing import Any
 
 from standin_tensorrt.calibration import calibrated
 from standin_tensorrt.onnx_rules import Graph, Refused, refusals
-from standin_tensorrt.strictness import WouldCrash
+from standin_tensorrt.strictness import WouldCrash, called
 
 MAGIC = b"STANDIN!"
 _WORKSPACE_NEEDED = 1 << 20
@@ -29,7 +29,16 @@ _TYPES = {
 
 def tell(made: Any, severity: str, text: str) -> None:
     """To the logger that the object was made with."""
-    made._sim.logger.log(getattr(made._sim.module.ILogger.Severity, severity), text)
+    called(made._sim.logger.log, getattr(made._sim.module.ILogger.Severity, severity), text)
+
+
+def registered(made: Any, logger: Any) -> Any:
+    """The logger that is heeded: 10.16 ignores a second one while anything made with the first is there."""
+    module = made._sim.module
+    module._loggers = [(ref, first) for ref, first in module._loggers if ref() is not None]
+    heeded = module._loggers[0][1] if module._loggers else logger
+    module._loggers.append((weakref.ref(made), heeded))
+    return heeded
 
 
 def data_type(module: Any, name: str) -> Any:
@@ -78,7 +87,7 @@ class Builder:
 
     def start(self: Any, logger: Any) -> None:
         require_driver(self, logger)
-        self._sim.logger = logger
+        self._sim.logger = registered(self, logger)
 
     def create_network(self: Any, flags: int) -> Any:
         module = self._sim.module
@@ -115,7 +124,9 @@ class Builder:
         if (fault := _unbuildable(self, network, config)) is not None:
             tell(self, "ERROR", fault)
             return None
-        _report_progress(config)
+        tell(self, "VERBOSE", "autotuning")
+        if not _report_progress(config):
+            return None  # cancelled, which needs no reason
         graph, module = network._sim.graph, self._sim.module
         precision = _precision(network, config)
         if calibrator := _calibrator(config):
@@ -131,6 +142,7 @@ class Builder:
             "profiles": [p._sim.shapes for p in config._sim.profiles],
             "verbosity": config.profiling_verbosity.name,
             "size": len(graph.data),
+            "dla_core": config.DLA_core if config.default_device_type.name == "DLA" else None,
         }
         return module._new("IHostMemory", data=pack(head, graph.data))
 
@@ -155,6 +167,10 @@ def _unbuildable(builder: Any, network: Any, config: Any) -> str | None:
     precision = flags & {"FP16", "BF16", "INT8", "FP8"}
     if network._sim.strong and precision:
         return f"precision flags {sorted(precision)} are not allowed in a strongly typed network"
+    if faults.skips_tactics:
+        text = "Tactic Device request: 600MB Available: 302MB. Device memory is insufficient to use tactic."
+        tell(builder, "WARNING", text)
+        return "Error Code 10: Internal Error (Could not find any implementation for node {ForeignNode[x]}.)"
     if graph.has_pairs and not network._sim.strong and "INT8" not in flags:
         return "Int8 precision has been set for a layer, but int8 is not configured in the builder"
     if "INT8" in flags and not graph.has_pairs and _calibrator(config) is None:
@@ -186,14 +202,17 @@ def _unbuildable_here(builder: Any, graph: Graph, config: Any) -> str | None:
     return None
 
 
-def _report_progress(config: Any) -> None:
+def _report_progress(config: Any) -> bool:
+    """False when the monitor cancels."""
     monitor = config._sim.values.get("progress_monitor")
     if monitor is not None:
-        monitor.phase_start("Building Engine", None, 2)
-        monitor.phase_start("Tactic Selection", "Building Engine", 1)
+        called(monitor.phase_start, "Building Engine", None, 2)
+        called(monitor.phase_start, "Tactic Selection", "Building Engine", 1)
         for phase in ("Tactic Selection", "Building Engine"):
-            monitor.step_complete(phase, 0)
-            monitor.phase_finish(phase)
+            if not called(monitor.step_complete, phase, 0, otherwise=False):
+                return False
+            called(monitor.phase_finish, phase)
+    return True
 
 
 class IBuilderConfig:

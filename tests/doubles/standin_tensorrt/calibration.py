@@ -15,7 +15,7 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 from standin_tensorrt.onnx_rules import Graph
-from standin_tensorrt.strictness import WouldCrash
+from standin_tensorrt.strictness import WouldCrash, called
 
 # NV_TENSORRT_VERSION of each release's NvInferVersion.h, as it stands in the caches they write.
 NUMBERS = {"8.5": 8502, "8.6": 8601, "10.3": 100300, "10.7": 100700, "10.13": 101303, "10.16": 101601}
@@ -78,7 +78,7 @@ def _measured(module: Any, graph: Graph, config: Any, calibrator: Any) -> dict[s
 
 def _called(calibrator: Any, names: list[str]) -> Any:
     try:
-        return calibrator.get_batch(names)
+        return called(calibrator.get_batch, names)
     except Exception as error:  # it would have to pass through TensorRT's own frames
         raise WouldCrash(f"an exception left the calibrator: {error}") from error
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from standin_tensorrt.behaviour import data_type, require_driver, tell, unpack
+from standin_tensorrt.behaviour import data_type, registered, require_driver, tell, unpack
 from standin_tensorrt.onnx_rules import Graph, Port
 from standin_tensorrt.strictness import WouldCrash
 
@@ -18,9 +18,11 @@ ACTIVATIONS = 4096  # bytes that an execution context takes
 
 
 class Runtime:
+    DLA_core = 0  # of whatever plan: it does not say which it was built for
+
     def start(self: Any, logger: Any) -> None:
         require_driver(self, logger)
-        self._sim.logger = logger
+        self._sim.logger = registered(self, logger)
 
     def deserialize_cuda_engine(self: Any, plan: Any) -> Any:
         module, found = self._sim.module, unpack(bytes(plan))
@@ -39,6 +41,8 @@ class Runtime:
         weights = Graph(graph)
         if (taken := _taken(self, weights.bytes_of_weights())) is None:
             return None
+        if head["dla_core"] is not None:
+            module._gpu.dla_used.add(self.DLA_core)
         made = module._new("ICudaEngine", logger=self._sim.logger, graph=weights, head=head, session=None)
         weakref.finalize(made, module._gpu.blocks.pop, taken)
         return made

@@ -103,3 +103,15 @@ def _is_instance(module: ModuleType, value: Any, kind: str) -> bool:
     for part in _CPP_NAMES.get(kind, kind).split("."):
         owner = getattr(owner, part, None)
     return isinstance(owner, type) and isinstance(value, owner)
+
+
+def called(callback: Any, *arguments: Any, otherwise: Any = None) -> Any:
+    """As NVIDIA's bindings call back: Ctrl-C in it is printed, and TensorRT goes on with `otherwise`.
+
+    So is any other exception there; here a test fails by it.
+    """
+    try:
+        return callback(*arguments)
+    except KeyboardInterrupt as error:
+        print(f"[ERROR] Exception caught in {callback.__name__}(): {error!r}")
+        return otherwise

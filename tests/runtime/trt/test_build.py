@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -82,12 +83,14 @@ def test_what_was_chosen_reaches_tensorrt(bundle, install, asked) -> None:
     gpu = install("10.3")
     gpu.dla_cores = 1
     attempt = attempts("fp16", typings())[0]
-    built(bundle, attempt, Settings((1, 4, 8), 512, 5, sparsity=True, dla_core=0))
-    config = asked[0]
+    built(bundle, attempt, Settings((1, 4, 8), 512, 5, sparsity=True))
+    built(bundle, attempt, Settings((4, 4, 4), dla_core=0))
+    config, on_dla = asked
     assert config._sim.pools == {"WORKSPACE": 512 << 20}
     assert config.builder_optimization_level == 5
-    assert {"SPARSE_WEIGHTS", "GPU_FALLBACK"} <= config._sim.flags
-    assert (config.DLA_core, config.default_device_type.name) == (0, "DLA")
+    assert "SPARSE_WEIGHTS" in config._sim.flags
+    assert "GPU_FALLBACK" in on_dla._sim.flags
+    assert (on_dla.DLA_core, on_dla.default_device_type.name) == (0, "DLA")
     assert config._sim.profiles[0]._sim.shapes == {"images": [(1, 3, 32, 32), (4, 3, 32, 32), (8, 3, 32, 32)]}
     assert config.profiling_verbosity.name == "DETAILED"
 
@@ -209,6 +212,26 @@ def test_shapes_must_be_open_in_the_batch_only(tmp_path, install) -> None:
     assert build(one_node(tmp_path / "g.onnx", "Relu"), FP32, Settings()).plan
 
 
+def test_the_dla_takes_one_batch_size(bundle, install) -> None:
+    """NVIDIA's manual: with an open one its layers run on the GPU, which only the log says."""
+    install("10.3").dla_cores = 2
+    with pytest.raises(EdgeposeError, match=r"the DLA takes one batch size; add --batch 1"):
+        built(bundle, attempts("fp16", typings())[0], Settings((1, 4, 16), dla_core=1))
+
+
+@pytest.mark.parametrize("release", ["8.6", "10.3", "11.4"])
+@pytest.mark.parametrize("place", [(Said, "add"), (Phases, "step")])
+def test_ctrl_c_in_a_callback_ends_the_build(place, release, bundle, install, monkeypatch) -> None:
+    """NVIDIA's bindings print what a callback raises; a cancelled build is no refusal of the network."""
+    install(release)
+    kind, name = place
+    if release == "8.6" and kind is Phases:
+        pytest.skip("8.6 has no progress monitor")
+    monkeypatch.setattr(kind, name, lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        built(bundle, attempts("fp32", typings())[0])
+
+
 def test_what_tensorrt_says_is_kept_but_not_for_ever() -> None:
     said = Said()
     for number in range(10_000):
@@ -253,9 +276,9 @@ class Bar:
 def test_progress_is_shown_where_the_release_tells_it(release, bundle, install, monkeypatch) -> None:
     install(release)
     bar = Bar()
-    told = monitor(Phases(bar))  # type: ignore[arg-type]
+    told = monitor(Phases(bar), ())  # type: ignore[arg-type]
     assert (told is None) == (release == "8.6")
-    monkeypatch.setattr("edgepose.runtime.trt.build.monitor", lambda phases: told)
+    monkeypatch.setattr("edgepose.runtime.trt.build.monitor", lambda phases, signals: told)
     built(bundle, attempts("fp32", typings())[0])
     names = [call[0] for call in bar.calls]
     expected = ["add_task"] * 2 + ["update", "remove_task"] * 2

@@ -171,28 +171,43 @@ def test_the_readmes_probe_gives_these_poses(folder: Path, bundle: Bundle, monke
 def test_of_a_wider_frame_they_are_those_of_the_same_black_letterbox(folder: Path, bundle: Bundle) -> None:
     """nvinfer pads with black where edgepose pads with the mean: the network sees another border."""
     spec = bundle.spec
-    frame = picture(320, 176)
-    found = poses_of(tensors(*as_nvinfer(folder, frame, spec)), spec, (320, 176))
-    box = Letterbox.fit((320, 176), (spec.width, spec.height))
+    frame = picture(320, 160)
+    found = poses_of(tensors(*as_nvinfer(folder, frame, spec)), spec, (320, 160))
+    box = Letterbox.fit((320, 160), (spec.width, spec.height))
     canvas = np.zeros((spec.height, spec.width, 3), np.uint8)
     canvas[: box.height, : box.width] = cv2.resize(frame, (box.width, box.height))
     with open_backend(bundle, "fp32", threads=1) as backend:
         outputs: Any = backend.run({"images": normalise(canvas, spec)})
     expected = DECODERS[spec.family](outputs, box, spec.joints())
-    assert box == letterbox_of((320, 176), spec)
+    assert box == letterbox_of((320, 160), spec)
     assert len(found) == len(expected) > 0
     np.testing.assert_allclose(found.keypoints, expected.keypoints, atol=0.02)
 
 
-@given(st.integers(16, 4096), st.integers(16, 4096))
-def test_nvinfers_letterbox_is_ours_but_for_rounding(width: int, height: int) -> None:
-    spec = Spec("qrpose", "x", 256, 192)
-    found, ours = letterbox_of((width, height), spec), Letterbox.fit((width, height), (256, 192))
-    assert 0 <= found.width - ours.width <= 1
-    assert 0 <= found.height - ours.height <= 1
+@pytest.mark.parametrize(
+    ("frame", "seen"),
+    [
+        ((3280, 2464), (255, 192)),  # 255.58 wide
+        ((1936, 1096), (256, 144)),  # 144.93 high
+        ((321, 181), (256, 144)),  # as 320 x 180
+        ((1920, 1080), (256, 144)),
+        ((16, 4096), (1, 192)),
+    ],
+)
+def test_nvinfers_letterbox_rounds_down(frame: tuple[int, int], seen: tuple[int, int]) -> None:
+    found = letterbox_of(frame, Spec("qrpose", "x", 256, 192))
+    assert (found.width, found.height) == seen
+    even = [side - side % 2 for side in frame]
+    assert (found.scale_x, found.scale_y) == (seen[0] / even[0], seen[1] / even[1])
+
+
+@given(st.integers(8, 2048), st.integers(8, 2048))
+def test_nvinfers_letterbox_of_even_sides_is_ours_but_for_rounding(width: int, height: int) -> None:
+    size = (2 * width, 2 * height)
+    found, ours = letterbox_of(size, Spec("qrpose", "x", 256, 192)), Letterbox.fit(size, (256, 192))
+    assert 0 <= ours.width - found.width <= 1
+    assert 0 <= ours.height - found.height <= 1
     assert found.width == 256 or found.height == 192
-    assert found.width <= 256
-    assert found.height <= 192
 
 
 def test_tensors_that_do_not_fit_are_refused(bundle: Bundle) -> None:

@@ -394,3 +394,33 @@ def test_a_graph_that_reads_anothers_outputs_is_proven_on_them(
     backend, steps = made.live("fp32")
     assert backend is None
     assert "context" in steps[0].problem
+
+
+@pytest.mark.parametrize("release", ["10.3", "10.16"])
+def test_a_build_is_heard_beside_a_running_engine(release, bundle, install, tmp_path) -> None:
+    """TensorRT heeds one logger a process; what was short of memory once is tried again."""
+    gpu = install(release)
+    first, _ = engines(bundle, tmp_path).exactly("fp16")
+    room, gpu.total = gpu.total, gpu.total - gpu.free() + 1000
+    assert engines(bundle, tmp_path).exactly("fp32")[0] is None
+    problem = engines(bundle, tmp_path).exactly("fp32")[1][0].problem
+    gpu.total = room
+    again, _ = engines(bundle, tmp_path).exactly("fp32")
+    for backend in (first, again):
+        assert backend is not None
+        backend.close()
+    assert "the GPU's memory is exhausted" in problem
+
+
+def test_what_was_short_of_memory_in_warnings_alone_is_tried_again(bundle, install, tmp_path) -> None:
+    """As on a Jetson whose browser is open: tactics are skipped, and then there is none."""
+    gpu = install("10.3")
+    gpu.faults.skips_tactics = True
+    backend, steps = engines(bundle, tmp_path).exactly("fp32")
+    assert backend is None
+    assert "the GPU's memory is exhausted" in steps[0].problem
+    assert "smaller --workspace" in steps[0].problem
+    gpu.faults.skips_tactics = False
+    backend, _ = engines(bundle, tmp_path).exactly("fp32")
+    assert backend is not None
+    backend.close()

@@ -264,9 +264,11 @@ def test_the_report_names_the_way(bundle, install, run) -> None:
 
 
 def test_int8_on_a_dla_goes_by_the_scales(bundle, install, run, tmp_path) -> None:
-    install("10.3").dla_cores = 2
+    gpu = install("10.3")
+    gpu.dla_cores = 2
     code, out, err = run(bundle.path, "--dla-core", "1", "--json")
     assert code == 0, err
+    assert gpu.dla_used == {1}
     rows = json.loads(out)["graphs"]["pose"]["engines"]
     assert [(row["precision"], row["view"], row["problem"]) for row in rows] == [
         ("int8", "fp32", ""),

@@ -71,6 +71,15 @@ def test_every_batch_answers_as_onnx_runtime_does(release: str, mapped: bool, bu
     assert not gpu.has_context()
 
 
+def test_inputs_lie_in_memory_that_a_jetsons_gpu_caches(bundle, install) -> None:
+    gpu = install("10.3")
+    places = []
+    with opened(plan(bundle)[0], mapped=True) as backend, backend.owned():
+        backend.run_written("images", (1, 3, 32, 32), places.append, "written", {})
+        assert places[0].address in gpu.blocks
+        assert len(gpu.mapped()) == 4  # the outputs
+
+
 def test_integers_of_64_bits_come_back_as_the_release_has_them(tmp_path, install) -> None:
     """8.x narrows them to 32 bits, 10.x does not: the buffers follow the engine, not the file."""
     value = helper.make_tensor_value_info

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgepose.runtime.errors import EdgeposeError, HardwareError
 from edgepose.runtime.progress import progress_bar
+from edgepose.runtime.signals import postponed
 from edgepose.runtime.trt.cuda import OutOfMemory
-from edgepose.runtime.trt.listener import Said, listener
+from edgepose.runtime.trt.listener import Said, heard
 from edgepose.runtime.trt.monitor import Phases, monitor
 from edgepose.runtime.trt.precision import Attempt, network_flags
 
@@ -87,29 +88,36 @@ def build(
     import tensorrt as trt
 
     start, said = time.monotonic(), Said()
-    logger = listener(said)
-    trt.init_libnvinfer_plugins(logger, "")  # RoiAlign is a plugin in several releases
-    builder = trt.Builder(logger)
-    network = builder.create_network(network_flags(attempt.typing))
-    if network is None:
-        raise BuildFailed(f"{onnx.name}: TensorRT makes no network: {said.why()}")
-    parser = trt.OnnxParser(network, logger)  # owns the weights, so it must outlive the build
-    if not parser.parse(onnx.read_bytes()):
-        raise BuildFailed(f"{onnx.name}: TensorRT {trt.__version__} cannot read it: {_refusal(parser, said)}")
-    config = _configuration(builder, attempt, settings)
-    if calibrator is not None and hasattr(config, "int8_calibrator"):
-        config.int8_calibrator = calibrator
-    _add_profile(builder, network, config, settings)
-    _offer_timing_cache(config, timing_cache)
-    with progress_bar() as bar:
-        if (told := monitor(Phases(bar))) is not None and hasattr(config, "progress_monitor"):
-            config.progress_monitor = told
-        plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise _failure(onnx.name, said, settings)
-    kept = config.get_timing_cache()
-    cache = bytes(kept.serialize()) if kept is not None else b""
+    # TensorRT prints what a callback of ours raises, and goes on or takes it for a refusal.
+    with heard(said) as logger, postponed(_wait) as signals:
+        trt.init_libnvinfer_plugins(logger, "")  # RoiAlign is a plugin in several releases
+        builder = trt.Builder(logger)
+        network = builder.create_network(network_flags(attempt.typing))
+        if network is None:
+            raise BuildFailed(f"{onnx.name}: TensorRT makes no network: {said.why()}")
+        parser = trt.OnnxParser(network, logger)  # owns the weights, so it must outlive the build
+        if not parser.parse(onnx.read_bytes()):
+            raise BuildFailed(
+                f"{onnx.name}: TensorRT {trt.__version__} cannot read it: {_refusal(parser, said)}"
+            )
+        config = _configuration(builder, attempt, settings)
+        if calibrator is not None and hasattr(config, "int8_calibrator"):
+            config.int8_calibrator = calibrator
+        _add_profile(builder, network, config, settings)
+        _offer_timing_cache(config, timing_cache)
+        with progress_bar() as bar:
+            if (told := monitor(Phases(bar), signals)) is not None and hasattr(config, "progress_monitor"):
+                config.progress_monitor = told
+            plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            raise _failure(onnx.name, said, settings)
+        kept = config.get_timing_cache()
+        cache = bytes(kept.serialize()) if kept is not None else b""
     return Built(bytes(plan), cache, tuple(said.lines), time.monotonic() - start)
+
+
+def _wait() -> None:
+    log.warning("stopping as soon as TensorRT lets go; once more ends it at once")
 
 
 def _refusal(parser: trt.OnnxParser, said: Said) -> str:
@@ -151,18 +159,24 @@ def _configuration(builder: trt.Builder, attempt: Attempt, settings: Settings) -
             f"--level {settings.level}: TensorRT {trt.__version__} has no levels; leave it out"
         )
     if settings.dla_core is not None:
-        _send_to_dla(builder, config, attempt, settings.dla_core)
+        _send_to_dla(builder, config, attempt, settings)
     return config
 
 
-def _send_to_dla(builder: trt.Builder, config: trt.IBuilderConfig, attempt: Attempt, core: int) -> None:
+def _send_to_dla(
+    builder: trt.Builder, config: trt.IBuilderConfig, attempt: Attempt, settings: Settings
+) -> None:
     import tensorrt as trt
 
+    core = settings.dla_core
+    assert core is not None, "no DLA was asked for"
     if core >= builder.num_DLA_cores:  # asked of the builder: can_run_on_DLA logs an error on boards without
         raise HardwareError(
             f"--dla-core {core}: this board has {builder.num_DLA_cores} for TensorRT {trt.__version__} "
             "(Orin Nano and Thor have none; TensorRT 10.8 to 11.4.0 uses none)"
         )
+    if len({*settings.batches}) > 1:  # it would run on the GPU, and say so in the log alone
+        raise EdgeposeError("--dla-core: the DLA takes one batch size; add --batch 1, or another one")
     if attempt.precision == "int8" and attempt.view.startswith("int8"):
         raise BuildFailed(
             "--dla-core: the DLA takes no INT8 written as Q/DQ; build with --precision fp16, or on TensorRT "
@@ -204,7 +218,7 @@ def _offer_timing_cache(config: trt.IBuilderConfig, saved: bytes) -> None:
 
 
 def _failure(name: str, said: Said, settings: Settings) -> EdgeposeError:
-    if said.out_of_memory():
+    if said.short_of_memory():
         return OutOfMemory(
             f"{name}: the GPU's memory is exhausted ({said.why()}); stop what else uses it, or build with a "
             f"smaller --workspace than {settings.workspace_mib}"

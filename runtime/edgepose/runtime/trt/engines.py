@@ -273,7 +273,7 @@ class Engines:
 
     def _opened(self, plan: bytes) -> TensorRtBackend:
         cuda = open_cuda(self._options.cuda)
-        return TensorRtBackend(plan, cuda, mapped=self.board.integrated)
+        return TensorRtBackend(plan, cuda, mapped=self.board.integrated, dla_core=self.settings.dla_core)
 
     def _started(self, kept: Kept, attempt: Attempt) -> TensorRtBackend:
         with _closed_on_error(self._opened(kept.plan)) as backend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from rich.progress import Progress, TaskID
@@ -32,8 +33,11 @@ class Phases:
             self._bar.remove_task(self._tasks.pop(name))
 
 
-def monitor(phases: Phases) -> Any:
-    """A trt.IProgressMonitor that tells `phases`; None before 10.0, which has none."""
+def monitor(phases: Phases, signals: Sequence[int]) -> Any:
+    """A trt.IProgressMonitor that tells `phases`, and cancels once there are `signals` to stop.
+
+    None before 10.0, which has none.
+    """
     import tensorrt as trt
 
     base: Any = getattr(trt, "IProgressMonitor", None)
@@ -49,7 +53,7 @@ def monitor(phases: Phases) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             phases.step(phase_name, step)
-            return True  # False would cancel the build
+            return not signals
 
         def phase_finish(self, phase_name: str) -> None:
             phases.finish(phase_name)

@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import numpy as np
 from edgepose.runtime.backend import Array
 from edgepose.runtime.errors import EdgeposeError, HardwareError
 from edgepose.runtime.trt.cuda import Buffer, Cuda, DeviceLost, NotRecorded, OutOfMemory
-from edgepose.runtime.trt.listener import Said, listener
+from edgepose.runtime.trt.listener import Said, heard
 from edgepose.runtime.trt.precision import numpy_type
 
 if TYPE_CHECKING:
@@ -59,10 +59,12 @@ Write = Callable[[Place], None]
 
 class TensorRtBackend:
     """A loaded engine. The primary context is pushed and popped about every call, so it may move between
-    threads; two at once are a mistake. Host memory is mapped where CPU and GPU share one memory.
+    threads; two at once are a mistake. Where CPU and GPU share one memory, outputs are mapped, which are
+    written once; inputs are copied, for a Jetson's GPU caches no mapped memory and a layer reads its input
+    many times (NVIDIA's "CUDA for Tegra"; not measured).
     """
 
-    def __init__(self, plan: bytes, cuda: Cuda, *, mapped: bool) -> None:
+    def __init__(self, plan: bytes, cuda: Cuda, *, mapped: bool, dla_core: int | None = None) -> None:
         """Raises EngineRefused for a plan of another board or release, OutOfMemory when memory runs out."""
         self.cuda, self.mapped = cuda, mapped
         self._busy = threading.Lock()
@@ -71,6 +73,7 @@ class TensorRtBackend:
         self._inputs: dict[str, _Tensor] = {}
         self._outputs: dict[str, _Tensor] = {}
         self._buffers: list[Buffer] = []
+        self._said, self._hears = Said(), ExitStack()
         # Only attributes hold these: a local variable would live on in an error's traceback, beyond `close`.
         self._runtime: trt.Runtime | None = None
         self._engine: trt.ICudaEngine | None = None
@@ -82,20 +85,21 @@ class TensorRtBackend:
         self._records = True
         try:
             with cuda.current():
-                self._load(plan)
+                self._load(plan, dla_core)
                 self._allocate()
                 self._stream = cuda.stream()
         except BaseException:
             self.close()
             raise
 
-    def _load(self, plan: bytes) -> None:
+    def _load(self, plan: bytes, dla_core: int | None) -> None:
         import tensorrt as trt
 
-        self._said = Said()
-        self._logger = listener(self._said)  # TensorRT keeps a bare pointer to it
-        trt.init_libnvinfer_plugins(self._logger, "")
-        self._runtime = trt.Runtime(self._logger)
+        logger = self._hears.enter_context(heard(self._said))
+        trt.init_libnvinfer_plugins(logger, "")
+        self._runtime = trt.Runtime(logger)
+        if dla_core is not None:  # a plan does not say which core it was built for, and would run on core 0
+            self._runtime.DLA_core = dla_core
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None and self._said.out_of_memory():  # a good plan: its weights find no room
             raise self._no_memory(f"it cannot be loaded ({self._said.why()})")
@@ -119,14 +123,15 @@ class TensorRtBackend:
             shape = tuple(self._execution.get_tensor_shape(name))
             if any(size < 0 for size in shape):
                 raise EngineRefused(f"{name}: its shape {shape} depends on the data; export the bundle again")
-            tensor = self._tensor(self._model.get_tensor_dtype(name).name, shape)
+            mapped = self.mapped and name not in inputs
+            tensor = self._tensor(self._model.get_tensor_dtype(name).name, shape, mapped)
             (self._inputs if name in inputs else self._outputs)[name] = tensor
             self._execution.set_tensor_address(name, tensor.buffer.address)
 
-    def _tensor(self, type_name: str, shape: Shape) -> _Tensor:
+    def _tensor(self, type_name: str, shape: Shape, mapped: bool) -> _Tensor:
         dtype = np.dtype(numpy_type(type_name))
         try:
-            buffer = self.cuda.allocate(math.prod(shape) * dtype.itemsize, self.mapped)
+            buffer = self.cuda.allocate(math.prod(shape) * dtype.itemsize, mapped)
         except OutOfMemory as error:
             raise self._no_memory(str(error)) from error
         self._buffers.append(buffer)
@@ -292,6 +297,7 @@ class TensorRtBackend:
                 for buffer in self._buffers:
                     self.cuda.free(buffer)
             self.cuda.close()
+        self._hears.close()
         self._buffers.clear()
 
     def __enter__(self) -> TensorRtBackend:
