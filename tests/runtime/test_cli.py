@@ -93,6 +93,37 @@ def test_sigterm_leaves_nothing_half_written(tmp_path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+LEAVING = """
+import atexit, sys, threading, time
+import click
+from edgepose.runtime import cli
+
+atexit.register(print, "Python took itself apart")
+
+@click.command()
+@click.argument("daemons", type=int)
+def leave(daemons):
+    for _ in range(daemons):
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+    atexit.register(print, "tidied up")
+    print("done")
+    raise cli.EdgeposeError("so it ends")
+
+cli.VERBS["leave"] = cli.Verb("__main__:leave", "")
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("daemons", [0, 1])
+def test_a_thread_that_a_verb_leaves_behind_never_comes_back_into_a_python_that_ends(daemons: int) -> None:
+    """Back from C++ it would end the process by SIGABRT: what is left to do is done, and no more."""
+    command = [sys.executable, "-c", LEAVING, "leave", str(daemons)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (2, "edgepose: so it ends\n")
+    last = [] if daemons else ["Python took itself apart"]
+    assert done.stdout.splitlines() == ["done", "tidied up", *last]
+
+
 @pytest.mark.parametrize(
     "bug",
     [

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import errno
 import importlib
 import logging
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from importlib.metadata import version
 from types import FrameType
@@ -133,10 +137,39 @@ def _terminated(number: int, _: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+class _Departure:
+    """Leaves Python at once where a verb left a daemon thread behind, as the last of what is done at exit.
+
+    A thread that comes back out of C++ (a long inference) while Python takes itself apart ends in SIGABRT.
+    """
+
+    def __init__(self) -> None:
+        self.code = 1  # that of a bug, which ends in its traceback
+        self._others = threading.enumerate()
+        self._left: list[threading.Thread] = []
+        atexit.register(self._leave)  # before the verb registers anything: the first is called last
+
+    def take_note(self) -> None:
+        """The verb is over; what runs now is what it left."""
+        self._left = [t for t in threading.enumerate() if t.daemon and t not in self._others]
+
+    def _leave(self) -> None:
+        if any(thread.is_alive() for thread in self._left):
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+                    stream.flush()
+            os._exit(self.code)
+
+
 def main() -> None:
     """Entry point of the console script."""
     signal.signal(signal.SIGTERM, _terminated)
-    sys.exit(guarded(lambda: edgepose.main(standalone_mode=False)))
+    departure = _Departure()
+    try:
+        departure.code = guarded(lambda: edgepose.main(standalone_mode=False))
+    finally:
+        departure.take_note()
+    sys.exit(departure.code)
 
 
 if __name__ == "__main__":
