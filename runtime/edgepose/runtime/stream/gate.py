@@ -10,6 +10,10 @@ class KeyGate:
         self.is_open = False
         self.dropped = 0
 
+    def shut(self) -> None:
+        """The viewer missed an access unit for another reason."""
+        self.is_open = False
+
     def video(self, is_key: bool, has_room: bool) -> bool:
         """Whether this access unit goes to the viewer."""
         if not has_room:

@@ -76,11 +76,15 @@ class Hub:
         for viewer in self._present():
             base_ns = viewer.base_ns()
             if base_ns is None or clock_ns < base_ns:
+                viewer.gate.shut()  # it pauses or has just begun
                 continue
             was_open = viewer.gate.is_open
-            has_room = viewer.video.get_current_level_bytes() < _BACKLOG_BYTES
+            # A viewer that lost frames must be well ahead again, or a slow one would ask all the time.
+            most_bytes = _BACKLOG_BYTES if was_open else _BACKLOG_BYTES // 2
+            has_room = viewer.video.get_current_level_bytes() < most_bytes
             if not viewer.gate.video(is_key, has_room):
-                self.wants_key()
+                if has_room:  # key frames are everybody's: not for one that could not take it
+                    self.wants_key()
                 continue
             if not was_open:
                 self._catch_up(viewer, base_ns, clock_ns)

@@ -1,0 +1,111 @@
+"""What the hub hands to viewers that jam or pause, told by stand-ins for their GStreamer elements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from edgepose.runtime.stream import gst
+from edgepose.runtime.stream.rtsp import Hub
+
+pytest.importorskip("gi", reason="GStreamer's Python bindings come from the distribution (python3-gi)")
+
+FRAME_NS, KEY_EVERY = 40_000_000, 25
+
+
+@dataclass(eq=False)
+class AppSrc:
+    """Plays or pauses, holds as many bytes as it is told, keeps what it is given."""
+
+    bytes_waiting: int = 0
+    plays: bool = True
+    taken: list[Any] = field(default_factory=list)
+
+    def get_state(self, _timeout: int) -> tuple[None, Any, None]:
+        State = gst.namespace("Gst").State
+        return None, State.PLAYING if self.plays else State.PAUSED, None
+
+    def get_current_level_bytes(self) -> int:
+        return self.bytes_waiting
+
+    def push_buffer(self, buffer: Any) -> None:
+        self.taken.append(buffer)
+
+
+@dataclass(eq=False)
+class Media:
+    """A viewer's media, and its element."""
+
+    video: AppSrc = field(default_factory=AppSrc)
+    poses: AppSrc = field(default_factory=AppSrc)
+    base_ns: int = 0
+
+    def get_element(self) -> Media:
+        return self
+
+    def get_by_name(self, name: str) -> AppSrc:
+        return {"video": self.video, "poses": self.poses}[name]
+
+    def get_base_time(self) -> int:
+        return self.base_ns
+
+
+class Broadcast:
+    """Access units, each of which says in its only byte whether it is a key frame; the encoder obeys."""
+
+    def __init__(self) -> None:
+        self.hub, self.media, self.asked = Hub(), Media(), 0
+        self._number, self._wanted = 0, False
+        self.hub.add(self.media)
+        self.hub.wants_key = self._ask
+
+    def _ask(self) -> None:
+        self.asked += 1
+        self._wanted = True
+
+    def send(self, units: int) -> None:
+        for _ in range(units):
+            is_key = self._wanted or self._number % KEY_EVERY == 0
+            self._wanted = False
+            buffer = gst.namespace("Gst").Buffer.new_wrapped(bytes([is_key]))
+            self.hub.push_video(buffer, self._number * FRAME_NS, is_key)
+            self._number += 1
+
+    def taken(self) -> list[int]:
+        """Since the last call: 1 for a key frame."""
+        units = [gst.bytes_of(buffer)[0] for buffer in self.media.video.taken]
+        self.media.video.taken.clear()
+        return units
+
+
+def test_a_viewer_that_does_not_read_asks_for_no_key_frames() -> None:
+    """They are larger, and everybody gets them. It comes back when half of what waited has been read."""
+    broadcast = Broadcast()
+    broadcast.send(10)
+    assert broadcast.taken() == [1] + [0] * 9
+    for bytes_waiting in (5_000_000, 3_000_000):
+        broadcast.media.video.bytes_waiting = bytes_waiting
+        broadcast.send(17)
+    assert (broadcast.taken(), broadcast.asked) == ([], 0)
+    broadcast.media.video.bytes_waiting = 1_000_000
+    broadcast.send(5)
+    assert (broadcast.taken(), broadcast.asked) == ([1, 0, 0, 0], 1)
+    broadcast.media.video.bytes_waiting = 3_000_000
+    broadcast.send(5)
+    assert len(broadcast.taken()) == 5
+
+
+@pytest.mark.parametrize("paused", [3, 0])
+def test_after_a_pause_a_viewer_begins_with_a_key_frame(paused: int) -> None:
+    """Frames taken before it plays again are lost to it too, however short the pause was."""
+    broadcast = Broadcast()
+    broadcast.send(10)
+    broadcast.taken()
+    broadcast.media.video.plays = False
+    broadcast.send(paused)
+    broadcast.media.video.plays = True
+    broadcast.media.base_ns = (10 + paused + 2) * FRAME_NS
+    broadcast.send(6)
+    assert broadcast.taken() == [1, 0, 0]
