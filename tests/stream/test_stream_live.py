@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -24,7 +25,8 @@ from edgepose.runtime.poses import Poses
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.stream import capture, gst, session
 from edgepose.runtime.stream.client import ReceivedFrame, read_rtsp
-from edgepose.runtime.stream.grammar import Camera, File, Login, Network, parse_endpoint
+from edgepose.runtime.stream.encoder import CODECS, Codec, Picture
+from edgepose.runtime.stream.grammar import Camera, File, Login, Network, parse_endpoint, parse_source
 from edgepose.runtime.stream.lines import people_of
 from edgepose.runtime.stream.session import Input, Settings, Stream
 from edgepose.runtime.stream.source import Feeder, Frame, SourceEndedError, SourceLostError
@@ -266,6 +268,34 @@ def test_the_frame_rate_can_be_limited() -> None:
     assert 5 < stream.summary().fps < 11
 
 
+@pytest.mark.parametrize(
+    ("said", "limit", "nominal"),
+    [
+        (25.0, None, 25),
+        (29.97, 10, 10),
+        (25.0, 60, 25),
+        (90_000.0, None, 30),
+        (1000.0, 15, 15),
+        (0.0, None, 30),
+    ],
+)
+def test_the_encoder_shares_its_bits_by_a_rate_that_can_be(
+    said: float, limit: int | None, nominal: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 90000 frames a second, which some sources say, a picture would get 2 bytes."""
+
+    def no_encoder(_codec: Codec, picture: Picture, *_rest: object) -> None:
+        raise EdgeposeError(f"nominal rate {picture.fps}")
+
+    monkeypatch.setattr(session, "Encoder", no_encoder)
+    monkeypatch.setattr(session, "choose", lambda: CODECS[0])
+    source = Input("fast", lambda: Feeder("fast", numbered, said or 25))
+    if not said:
+        monkeypatch.setattr(Feeder, "read", lambda _self, _timeout_s: Frame(numbered(0), time.monotonic_ns()))
+    with pytest.raises(EdgeposeError, match=f"nominal rate {nominal}$"):
+        Stream(settings(fps=limit), source, knowing()).__enter__()
+
+
 def test_an_rtsp_source_that_goes_away_and_comes_back() -> None:
     """Camera, stream and viewer; the camera is unplugged for two seconds, the viewer stays."""
     port, frames = free_port(), []
@@ -381,9 +411,24 @@ def test_a_second_stream_on_a_port_in_use_names_the_port() -> None:
 def test_sources_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(HardwareError, match="/dev/video99: no such camera"):
         capture.check_there(Camera("/dev/video99"))
-    with pytest.raises(EdgeposeError, match="no such video file") as caught:
-        capture.check_there(File(str(tmp_path)))
-    assert caught.value.exit_code == 2
+    foreign = tmp_path / os.fsdecode(b"w\xe4lk.mp4")
+    foreign.touch()
+    for path, said in (
+        (tmp_path / "nowhere.mp4", "no such video file"),
+        (tmp_path, "is a folder; give a video file"),
+        (foreign, r"w\\udce4lk.mp4': the name is not in UTF-8; rename the file"),
+    ):
+        with pytest.raises(EdgeposeError, match=said) as caught:
+            capture.check_there(File(str(path)))
+        assert caught.value.exit_code == 2
+        assert str(caught.value).isascii()
+
+
+def test_gstreamer_reads_a_percent_encoded_password() -> None:
+    spec = parse_source("RTSP://me:a%23b%2Fc%3Fd%40e@cam/x")
+    assert isinstance(spec, Network)
+    _, url = gst.namespace("GstRtsp").RTSPUrl.parse(spec.url)
+    assert (url.user, url.passwd, url.host, url.abspath) == ("me", "a#b/c?d@e", "cam", "/x")
 
 
 @pytest.mark.parametrize(

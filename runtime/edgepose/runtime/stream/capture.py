@@ -47,8 +47,19 @@ def check_there(spec: Camera | Network | File) -> None:
     if isinstance(spec, Camera) and not Path(spec.device).exists():
         found = ", ".join(sorted(str(path) for path in Path("/dev").glob("video*"))) or "none"
         raise HardwareError(f"{spec.device}: no such camera; cameras here: {found}")
-    if isinstance(spec, File) and not Path(spec.path).is_file():
-        raise EdgeposeError(f"{spec.path}: no such video file; give an existing one to --source")
+    if isinstance(spec, File):
+        _check_file(spec.path)
+
+
+def _check_file(path: str) -> None:
+    if Path(path).is_dir():
+        raise EdgeposeError(f"{path}: is a folder; give a video file to --source")
+    if not Path(path).is_file():
+        raise EdgeposeError(f"{path}: no such video file; give an existing one to --source")
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:  # GStreamer takes UTF-8 alone
+        raise EdgeposeError(f"{path!a}: the name is not in UTF-8; rename the file") from error
 
 
 _FIELD = {Camera: "device", Network: "url", File: "path"}

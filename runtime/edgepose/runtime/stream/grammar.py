@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 from edgepose.runtime.errors import EdgeposeError
 
@@ -12,6 +12,7 @@ LOOPBACK = "127.0.0.1"
 SMALLEST, LARGEST = 32, 8192  # pixels of a picture's side: what the H.264 encoders take
 FASTEST = 240  # frames per second
 _MOUNT = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SYNTHETIC_DEFAULTS = {"seed": "1", "size": "640x480", "fps": "25"}
 
 
@@ -77,16 +78,27 @@ def parse_source(text: str) -> SourceSpec:
         return _synthetic(text)
     if text.startswith("v4l2:"):
         return Camera(_non_empty(text, text.removeprefix("v4l2:"), "v4l2:/dev/video0"))
-    if text.startswith("rtsp://"):
-        if not _host_of(text):
-            raise EdgeposeError(f"--source {redacted(text)}: has no host; write rtsp://HOST:PORT/PATH")
-        return Network(text)
-    if re.match(r"[a-z0-9+]+://", text) and not text.startswith("file://"):
-        raise EdgeposeError(
-            f"--source {redacted(text)}: this kind of address is not read; give synthetic:, a video file, "
-            "v4l2:/dev/videoN or rtsp://..."
-        )
-    return File(_non_empty(text, text.removeprefix("file://"), "walk.mp4"))
+    if not (address := _ADDRESS.match(text)):
+        return File(_non_empty(text, text, "walk.mp4"))
+    rest = text[address.end() :]
+    match address[1].lower():
+        case "rtsp":
+            return _network(f"rtsp://{rest}")
+        case "file":
+            return File(_non_empty(text, unquote(rest), "walk.mp4"))
+    raise EdgeposeError(
+        f"--source {redacted(text)}: this kind of address is not read; give synthetic:, a video file, "
+        "v4l2:/dev/videoN or rtsp://..."
+    )
+
+
+def _network(url: str) -> Network:
+    if _host_of(url):
+        return Network(url)
+    mend = "has no host; write rtsp://HOST:PORT/PATH"
+    if "@" in url:
+        mend = "has no host to be read; write #, /, ? and @ of a password as %23, %2F, %3F and %40"
+    raise EdgeposeError(f"--source {redacted(url)}: {mend}")
 
 
 def _non_empty(text: str, value: str, example: str) -> str:
@@ -99,7 +111,8 @@ def _host_of(url: str) -> str | None:
     try:
         parts = urlsplit(url)
         _ = parts.port  # raises ValueError when it is no number
-        return parts.hostname
+        # For GStreamer the host begins after the first @.
+        return parts.hostname if parts.netloc.count("@") <= 1 else None
     except ValueError:
         return None
 
@@ -173,11 +186,10 @@ def _is_loopback(host: str) -> bool:
 
 
 def redacted(text: str) -> str:
-    """The same address without a password in it, for messages and logs."""
-    if "@" not in text or "://" not in text:
-        return text
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        return text.partition("://")[0] + "://..."
-    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
+    """The same address without a password in it, for messages and logs.
+
+    Nothing before the last @ is shown: a password may hold anything, whatever an address may hold.
+    """
+    before, at, place = text.rpartition("@")
+    scheme = _ADDRESS.match(before)
+    return f"{scheme[0] if scheme else ''}***@{place}" if at else text

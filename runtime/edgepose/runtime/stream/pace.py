@@ -30,12 +30,15 @@ class RateLimit:
         self._due_ns: int | None = None
 
     def admits(self, clock_ns: int) -> bool:
-        """Whether the frame of that capture time (ns, rising) goes on."""
-        due_ns = clock_ns if self._due_ns is None else self._due_ns
-        if clock_ns < due_ns:
+        """Whether the frame of that capture time (ns) goes on."""
+        if self._due_ns is None:
+            self._due_ns = clock_ns
+        # A source that was opened again may go back in time.
+        self._due_ns = min(self._due_ns, clock_ns + self._period_ns)
+        if clock_ns < self._due_ns:
             return False
         # A late frame may be made good by one period: a camera's jitter must not halve a rate at the limit.
-        self._due_ns = max(due_ns, clock_ns - self._period_ns) + self._period_ns
+        self._due_ns = max(self._due_ns, clock_ns - self._period_ns) + self._period_ns
         return True
 
 

@@ -19,7 +19,7 @@ from edgepose.runtime.preprocess import U8
 from edgepose.runtime.skeleton import COCO17, Skeleton
 from edgepose.runtime.stream.counters import Summary, Tally
 from edgepose.runtime.stream.encoder import Codec, Encoder, Picture, choose
-from edgepose.runtime.stream.grammar import Endpoint
+from edgepose.runtime.stream.grammar import FASTEST, Endpoint
 from edgepose.runtime.stream.lines import Stamp, no_signal_line, pose_line
 from edgepose.runtime.stream.mailbox import LatestOnly
 from edgepose.runtime.stream.pace import RateLimit
@@ -59,6 +59,12 @@ class Settings:
     fps: int | None = None  # at most; None: the source's
     threshold: float = 0.25  # expected OKS below which nobody is shown
     skeleton: Skeleton = COCO17
+
+
+def _nominal_fps(said: float, limit: int | None) -> int:
+    """What the encoder shares its bits by: a rate far above the real one leaves too few for each picture."""
+    rate = round(said) if 1 <= round(said) <= FASTEST else _NOMINAL_FPS  # some sources say 90000
+    return min(rate, limit or rate)
 
 
 class Stream:
@@ -219,8 +225,8 @@ class Stream:
     def _open_encoder(self, first: Frame) -> None:
         assert self._codec is not None
         self._size = stream_size(first.image, self._settings.size)
-        fps = self._settings.fps or round(first.fps) or _NOMINAL_FPS
-        encoder = Encoder(self._codec, Picture(*self._size, fps), first.clock_ns, self._on_unit)
+        picture = Picture(*self._size, _nominal_fps(first.fps, self._settings.fps))
+        encoder = Encoder(self._codec, picture, first.clock_ns, self._on_unit)
         self._tally.first_ns = first.clock_ns
         self._hub.wants_key = encoder.force_key
         self._encoder = encoder
