@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,28 @@ def test_an_access_unit_for_each_frame_with_its_capture_time_and_a_key_frame_eac
     keys = [i for i, (_, is_key) in enumerate(units) if is_key]
     assert keys[0] == 0
     assert max(np.diff([*keys, 35])) <= 11
+
+
+def test_an_encoder_that_works_leaves_no_messages_on_its_bus() -> None:
+    """Encoders say the bit rate again and again. This one has a unit each time it is asked, three times."""
+    Gst, GLib = gst.namespace("Gst"), gst.namespace("GLib")
+    pipeline, pending, units = gst.launch("fakesrc ! fakesink"), [], iter("abc")
+    fault = GLib.Error.new_literal(Gst.stream_error_quark(), "burnt out", 1)
+
+    def pull(_timeout: int) -> str | None:
+        unit = next(units, None)
+        tag = Gst.Message.new_tag(pipeline, Gst.TagList.new_empty())
+        pipeline.get_bus().post(tag if unit else Gst.Message.new_error(pipeline, fault, ""))
+        return unit
+
+    coder = SimpleNamespace(
+        _units=SimpleNamespace(try_pull_sample=pull),
+        _pipeline=pipeline,
+        _hand_over=lambda _unit: pending.append(pipeline.get_bus().have_pending()),
+    )
+    with pytest.raises(HardwareError, match="burnt out"):
+        Encoder.run(coder, threading.Event())  # type: ignore[arg-type]
+    assert pending == [False, False, False]
 
 
 @pytest.mark.parametrize("width", [32, 33, 34, 35])

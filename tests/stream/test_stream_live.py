@@ -23,11 +23,12 @@ from stream_standins import knowing, number_of, numbered, truth
 from edgepose.runtime.errors import EdgeposeError, HardwareError
 from edgepose.runtime.poses import Poses
 from edgepose.runtime.preprocess import U8
-from edgepose.runtime.stream import capture, gst, session
+from edgepose.runtime.stream import capture, gst, rtsp, session
 from edgepose.runtime.stream.client import ReceivedFrame, read_rtsp
 from edgepose.runtime.stream.encoder import CODECS, Codec, Picture
 from edgepose.runtime.stream.grammar import Camera, File, Login, Network, parse_endpoint, parse_source
 from edgepose.runtime.stream.lines import people_of
+from edgepose.runtime.stream.pace import Lag
 from edgepose.runtime.stream.session import Input, Settings, Stream
 from edgepose.runtime.stream.source import Feeder, Frame, SourceEndedError, SourceLostError
 from edgepose.runtime.stream.supervise import Patience
@@ -331,6 +332,52 @@ def test_an_rtsp_source_that_goes_away_and_comes_back() -> None:
         assert picture[:60].std() < 4
     assert_numbers_match(frames[:first] + frames[last:] + late)
     assert stream.summary().losses >= 1
+
+
+def test_a_source_faster_than_its_decoding_is_lost_and_not_ever_older(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is not decoded piles up in TCP, before every queue of ours."""
+    slow = capture._HEADS[Network] + " ! identity sleep-time=200000"  # us for a picture
+    monkeypatch.setitem(capture._HEADS, Network, slow)
+    monkeypatch.setattr(capture, "Lag", lambda: Lag(most_s=0.6))
+    with Stream(settings(), feeder(), knowing()) as camera:
+        source = capture.Capture(Network(camera.url))
+        ages_s: list[float] = []
+
+        def read_on() -> None:
+            while len(ages_s) < 100:
+                if frame := source.read(0.1):
+                    ages_s.append((time.monotonic_ns() - frame.clock_ns) / 1e9)
+
+        with pytest.raises(SourceLostError, match="falls behind: decoding is slower than the source"):
+            read_on()
+        source.close()
+    assert ages_s[-1] > 0.6
+    assert len(ages_s) > 3
+
+
+def test_a_source_that_works_leaves_no_messages_on_its_bus() -> None:
+    """Decoders say the bit rate again and again."""
+    Gst = gst.namespace("Gst")
+    with Stream(settings(), feeder(), knowing()) as camera:
+        source = capture.Capture(Network(camera.url))
+        try:
+            while source.read(1.0) is None:
+                pass
+            source._pipeline.get_bus().post(Gst.Message.new_tag(source._pipeline, Gst.TagList.new_empty()))
+            assert source.read(5.0) is not None
+            assert not source._pipeline.get_bus().have_pending()
+        finally:
+            source.close()
+
+
+def test_data_that_are_no_poses_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rtsp.klv, "encode", lambda _value: bytes.fromhex("060e2b34") + bytes(12) + b"\2ab")
+    with Stream(settings("sync"), feeder(), knowing()) as camera:
+        said = rf"{camera.url}: its data are no poses \(.*label.*\)"
+        with pytest.raises(HardwareError, match=said):
+            read_rtsp(camera.url, 5)
 
 
 def test_a_camera_with_sound_is_read_for_its_picture() -> None:

@@ -29,7 +29,7 @@ from edgepose.runtime.stream.grammar import (
 )
 from edgepose.runtime.stream.lines import Stamp, no_signal_line, people_of, pose_line
 from edgepose.runtime.stream.mailbox import LatestOnly
-from edgepose.runtime.stream.pace import Backoff, Metronome, RateLimit
+from edgepose.runtime.stream.pace import Backoff, Lag, Metronome, RateLimit
 from edgepose.runtime.stream.pairing import Recent
 from edgepose.runtime.stream.picture import fitted, no_signal, stream_size
 
@@ -117,6 +117,29 @@ def test_a_rate_limit_lets_frames_through_when_their_clock_goes_back() -> None:
     assert sum(before) == 15
     assert sum(after) >= 14
     assert after.index(True) <= 3  # not 1.5 s later
+
+
+def late_at(ages_s: list[float]) -> int | None:
+    """The number of the frame, at 25/s, by which the source counts as falling behind."""
+    lag = Lag(most_s=2.0)
+    told = [lag.grows(round(age_s * 1e9), i * 40_000_000) for i, age_s in enumerate(ages_s)]
+    return told.index(True) if True in told else None
+
+
+def test_a_reader_that_falls_ever_further_behind_is_told() -> None:
+    """Half a second more in each second: over 2 s after 4 s, and still so 2 s later."""
+    assert late_at([0.02 * i for i in range(400)]) == pytest.approx(150, abs=2)
+    assert late_at([5 + 0.02 * i for i in range(400)]) == pytest.approx(150, abs=2)  # after a slow start too
+    assert late_at([min(0.02 * i, 2.5) for i in range(400)]) == pytest.approx(150, abs=2)
+
+
+def test_a_healthy_source_never_falls_behind() -> None:
+    rng = np.random.default_rng(0)
+    assert late_at(list(rng.uniform(3, 4.9, 2000))) is None  # a decoder that always keeps some pictures
+    assert late_at([max(0.1, 8 - 0.02 * i) for i in range(1000)]) is None  # a slow start that is made good
+    stall = [0.1] * 100 + [max(0.1, 6 - 0.02 * i) for i in range(900)]  # a machine that stood still for 6 s
+    assert late_at(stall) is None
+    assert late_at([0.1, 0.1, *[9.0] * 40, *[0.1] * 100, *[9.0] * 40]) is None  # two stalls, each made good
 
 
 def test_a_metronome_leaves_out_what_is_overdue() -> None:

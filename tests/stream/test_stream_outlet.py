@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -76,6 +77,13 @@ def test_a_disk_that_is_full_only_when_the_file_is_closed_is_said_too(
     monkeypatch.undo()
     assert outlet.error is not None
     assert (outlet.error.errno, outlet.dropped) == (errno.ENOSPC, 0)
+
+
+def test_a_standard_output_that_was_closed_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `>&-` leaves it."""
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(EdgeposeError, match="--poses -: standard output is closed; open it, or give a path"):
+        LineOutlet("-")
 
 
 def test_a_target_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ class Run:
     ) -> None:
         self.opened_s: list[float] = []
         self.frames = self.silences = 0
+        self.clocks_ns: list[int] = []
         self._script = list(script)
         self.supervisor = Supervisor(self._open, Listener(self._frame, self._silence), patience, once)
 
@@ -77,8 +78,9 @@ class Run:
             raise step
         return step
 
-    def _frame(self, _frame: Frame) -> None:
+    def _frame(self, frame: Frame) -> None:
         self.frames += 1
+        self.clocks_ns.append(frame.clock_ns)
 
     def _silence(self) -> None:
         self.silences += 1
@@ -121,6 +123,7 @@ def test_a_file_begins_again_at_its_end_or_stops_with_once() -> None:
     looping = Run([Scripted(2, ended), Scripted(2, ended)])
     looping.supervisor.run()
     assert (looping.frames, looping.supervisor.losses) == (4, 0)
+    assert min(np.diff(looping.opened_s)) >= 0.5  # a picture as a file does not keep a core busy
     once = Run([Scripted(2, ended), Scripted(2, ended)], once=True)
     once.supervisor.run()
     assert once.frames == 2
@@ -136,12 +139,63 @@ def test_a_loss_is_the_end_with_once() -> None:
 def test_a_still_part_of_a_file_is_played_however_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slides: a file of variable rate has no frame where nothing changes."""
     minutes = itertools.count(step=60)
-    monkeypatch.setattr(supervise, "time", SimpleNamespace(monotonic=lambda: next(minutes)))
+    clock = SimpleNamespace(monotonic=lambda: next(minutes), monotonic_ns=lambda: next(minutes) * 10**9)
+    monkeypatch.setattr(supervise, "time", clock)
     still = iter([frozen, frozen, ended])
     source = Scripted(2, lambda: next(still)())
     run = Run([source], once=True, patience=capture.PATIENCE[File])
     run.supervisor.run()
-    assert (run.frames, run.supervisor.losses) == (2, 0)
+    assert (run.frames, run.supervisor.losses) == (2 + 2, 0)
+
+
+def test_a_still_picture_is_delivered_again_for_those_who_come_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a picture and its message the server has no answer for them."""
+    monkeypatch.setattr(supervise, "_STILL_S", 0.2)
+    run = Run([Scripted(2, frozen)], patience=capture.PATIENCE[File])
+    threading.Timer(1.1, run.supervisor.stop).start()
+    run.supervisor.run()
+    assert 2 + 2 <= run.frames <= 2 + 5
+    assert np.diff(run.clocks_ns[1:]).min() >= 0.19e9  # each with its own time
+    assert (run.silences, run.supervisor.losses) == (0, 0)
+
+
+class Slow:
+    """A camera with a picture in `gap_s`, whose caps may say another rate."""
+
+    def __init__(self, gap_s: float, fps: float = 0.0) -> None:
+        self._gap_s, self._fps, self._due_s = gap_s, fps, time.monotonic()
+
+    def read(self, timeout_s: float) -> Frame | None:
+        left_s = self._due_s - time.monotonic()
+        if left_s > timeout_s:
+            time.sleep(timeout_s)
+            return None
+        time.sleep(max(0.0, left_s))
+        self._due_s += self._gap_s
+        return Frame(PICTURE, time.monotonic_ns(), fps=self._fps)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@pytest.mark.parametrize(("fps", "losses"), [(2.5, 0), (30.0, 1), (0.0, 1)])
+def test_a_slow_source_is_not_taken_for_a_frozen_one(fps: float, losses: int) -> None:
+    """A picture in 0.4 s, with a patience of 0.2 s: where its caps lie, one loss teaches it."""
+    seen: list[Frame] = []
+    patience = Patience(first_s=1.0, next_s=0.2)
+    listener = Listener(seen.append, lambda: None)
+    supervisor = Supervisor(lambda: Slow(0.4, fps), listener, patience)
+    threading.Timer(2.2, supervisor.stop).start()
+    supervisor.run()
+    assert supervisor.losses == losses
+    assert len(seen) >= 4
+
+
+def test_more_patience_than_for_the_first_picture_is_never_learnt() -> None:
+    patience = Patience(first_s=10, next_s=2)
+    assert [patience.after(gaps_s) for gaps_s in ([], [0.04, 0.1], [0.04, 1.5], [5.0])] == [2, 2, 4.5, 10]
 
 
 def test_a_file_without_pictures_is_no_endless_loop() -> None:

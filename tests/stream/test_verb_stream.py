@@ -233,6 +233,18 @@ def test_a_reader_of_the_lines_that_has_seen_enough_ends_it(movie: Path, still_b
         assert "Traceback" not in process.stderr.read()
 
 
+def test_nobody_has_to_read_what_it_says(movie: Path, still_bundle: Path, tmp_path: Path) -> None:
+    """Neither its start line nor its summary: it streams on, and ends well."""
+    poses, (reader, writer) = tmp_path / "poses.jsonl", os.pipe()
+    os.close(reader)
+    flags = ("--source", movie, "--bundle", still_bundle, "--rtsp", ":0/p", "--once", "--poses", poses)
+    command = [*VERB, *map(str, flags)]
+    done = subprocess.run(command, stdout=writer, stderr=writer, env=ENVIRONMENT, timeout=60, check=False)
+    os.close(writer)
+    assert json.loads(poses.read_text().splitlines()[-1])["frame"] == 29
+    assert done.returncode == 0
+
+
 def test_duration_ends_it(movie: Path, still_bundle: Path) -> None:
     done = run("--source", movie, "--bundle", still_bundle, "--rtsp", ":0/pose", "--duration", "0.7")
     assert done.returncode == 0, done.stderr

@@ -164,14 +164,23 @@ def stream(
     done = refining.done.figures() if refining else None
     summary = replace(running.summary(outlet.dropped if outlet else 0), refined=done)
     text = json.dumps(summary.as_dict()) if as_json else summary.sentence()
-    click.echo(text, err=poses_target == STDOUT)
+    _say(text, err=poses_target == STDOUT)
+
+
+def _say(text: str, err: bool) -> None:
+    """To whoever reads it: that nobody does is no fault of the stream."""
+    try:
+        click.echo(text, err=err)
+    except BrokenPipeError:
+        # Python writes at its end what could not be written here, and would end with 120.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.stderr if err else sys.stdout).fileno())
 
 
 def _run(running: Stream, endpoint: Endpoint, duration: float | None) -> None:
     # A reader of `--poses -` that has seen enough (`| head`) is a way to end it.
     with contextlib.suppress(BrokenPipeError), running:
         if not running.is_done:
-            click.echo(f"serving; look at it with: ffplay {_viewer_url(running.url, endpoint)}", err=True)
+            _say(f"serving; look at it with: ffplay {_viewer_url(running.url, endpoint)}", err=True)
         running.wait(duration)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from edgepose.runtime.errors import EdgeposeError, HardwareError
 from edgepose.runtime.stream import gst
 from edgepose.runtime.stream.grammar import Camera, File, Network, redacted
+from edgepose.runtime.stream.pace import Lag
 from edgepose.runtime.stream.source import Frame, SourceEndedError, SourceLostError
 from edgepose.runtime.stream.supervise import Patience
 
@@ -86,6 +87,8 @@ class Capture:
         Gst = gst.namespace("Gst")
         self._name = name_of(spec)
         self._live = not isinstance(spec, File)
+        self._lag = Lag()
+        self._fault: str | None = None
         tail = _LIVE_TAIL if self._live else _FILE_TAIL
         self._pipeline = gst.launch(f"{_HEADS[type(spec)]} ! {tail.format(convert=_converter(size))}")
         self._sink = self._pipeline.get_by_name("frames")
@@ -102,10 +105,12 @@ class Capture:
     def read(self, timeout_s: float) -> Frame | None:
         """The newest frame."""
         sample = self._sink.try_pull_sample(round(timeout_s * 1e9))
+        # Each time: the bus keeps what nobody takes from it, such as the tags of a week.
+        self._fault = self._fault or gst.fault_of(self._pipeline)
         if sample is not None:
             return self._frame(sample)
-        if fault := gst.fault_of(self._pipeline):
-            raise SourceLostError(fault)
+        if self._fault:
+            raise SourceLostError(self._fault)
         if self._sink.get_property("eos"):
             # rtspsrc reports a server that went away as the end of the stream, not as an error.
             raise (
@@ -118,6 +123,9 @@ class Capture:
     def _frame(self, sample: Any) -> Frame:
         fps, running_ns, now_ns = gst.rate_of(sample), gst.running_time_ns(sample), time.monotonic_ns()
         taken_ns = now_ns if running_ns is None else self._pipeline.get_base_time() + running_ns
+        if self._live and self._lag.grows(now_ns - taken_ns, now_ns):
+            # What waits lies before the decoder, where nothing may be left out: begin again with what is new.
+            raise SourceLostError("it falls behind: decoding is slower than the source; let it send less")
         return Frame(gst.image_of(sample), min(taken_ns, now_ns), self._index(sample, fps), fps)
 
     def _index(self, sample: Any, fps: float) -> int | None:

@@ -105,18 +105,21 @@ def _read(reader: _Reader, url: str, frames: int, end_s: float) -> list[Received
             timestamp = reader.timestamp("video", sample)
             if timestamp is not None:
                 pictures.append((timestamp, gst.image_of(sample), time.time_ns()))
-        _read_message(reader, messages, 0.0)
+        _read_message(reader, url, messages, 0.0)
         _check(reader, url, f"{len(pictures)} of {frames} pictures came", end_s)
     grace_s = min(end_s, time.monotonic() + _GRACE_S)
     while time.monotonic() < grace_s and any(timestamp not in messages for timestamp, _, _ in pictures):
-        _read_message(reader, messages, _POLL_S)
+        _read_message(reader, url, messages, _POLL_S)
     return [ReceivedFrame(image, t, when, messages.get(t)) for t, image, when in pictures]
 
 
-def _read_message(reader: _Reader, messages: dict[int, dict[str, Any]], wait_s: float) -> None:
+def _read_message(reader: _Reader, url: str, messages: dict[int, dict[str, Any]], wait_s: float) -> None:
     if sample := reader.poses.try_pull_sample(round(wait_s * 1e9)):
         timestamp = reader.timestamp("data", sample)
-        message = json.loads(klv.decode(gst.bytes_of(sample.get_buffer())))
+        try:
+            message = json.loads(klv.decode(gst.bytes_of(sample.get_buffer())))
+        except ValueError as error:
+            raise HardwareError(f"{redacted(url)}: its data are no poses ({error})") from error
         if timestamp is not None and message["people"] is not None:
             messages[timestamp] = message
 

@@ -173,12 +173,15 @@ class Encoder:
 
     def run(self, stop: threading.Event) -> None:
         """Hand over access units until `stop` or the end. Raises HardwareError when the encoder breaks."""
-        Gst = gst.namespace("Gst")
+        Gst, fault = gst.namespace("Gst"), None
         while not stop.is_set():
             sample = self._units.try_pull_sample(100 * Gst.MSECOND)
+            fault = fault or gst.fault_of(
+                self._pipeline
+            )  # each time: the bus keeps what nobody takes from it
             if sample is not None:
                 self._hand_over(sample)
-            elif fault := gst.fault_of(self._pipeline):
+            elif fault:
                 raise HardwareError(f"the H.264 encoder stopped: {fault}")
             elif self._units.get_property("eos"):
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import deque
 from pathlib import Path
@@ -24,7 +25,7 @@ class LineOutlet:
         self.dropped = 0
         self.error: OSError | None = None  # stopped the writing; that of the last line is known after `close`
         self._name = "standard output" if target == STDOUT else target
-        self._file = os.dup(1) if target == STDOUT else _create(target)
+        self._file = _standard_output() if target == STDOUT else _create(target)
         self._lines: deque[str] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -76,6 +77,12 @@ class LineOutlet:
         with self._changed:
             self._changed.wait_for(lambda: self._lines or self._closed)
             return self._lines.popleft() if self._lines else None
+
+
+def _standard_output() -> int:
+    if sys.stdout is None:  # so Python says that it was closed; its number may be another file's meanwhile
+        raise EdgeposeError("--poses -: standard output is closed; open it, or give a path")
+    return os.dup(1)
 
 
 def _create(target: str) -> int:

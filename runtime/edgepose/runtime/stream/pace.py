@@ -42,6 +42,24 @@ class RateLimit:
         return True
 
 
+class Lag:
+    """Whether the frames of a live source come ever later, told by their ages."""
+
+    def __init__(self, most_s: float = 2.0) -> None:
+        self._most_ns = round(most_s * 1e9)
+        self._least_ns: int | None = None  # what a start, a decoder or a camera's buffers always take
+        self._since: tuple[int, int] | None = None  # when it was late first or began to catch up, and its age
+
+    def grows(self, age_ns: int, now_ns: int) -> bool:
+        """Whether it is `most_s` later than at best, and was `most_s` ago, and does not catch up."""
+        self._least_ns = age_ns if self._least_ns is None else min(age_ns, self._least_ns)
+        if age_ns - self._least_ns <= self._most_ns:
+            self._since = None
+        elif self._since is None or age_ns < self._since[1]:
+            self._since = now_ns, age_ns
+        return self._since is not None and now_ns - self._since[0] > self._most_ns
+
+
 class Metronome:
     """Real time for a source that could go faster: frame i is due at start + i / fps."""
 
