@@ -176,9 +176,8 @@ class Encoder:
         Gst, fault = gst.namespace("Gst"), None
         while not stop.is_set():
             sample = self._units.try_pull_sample(100 * Gst.MSECOND)
-            fault = fault or gst.fault_of(
-                self._pipeline
-            )  # each time: the bus keeps what nobody takes from it
+            # Asked each time: the bus keeps what nobody takes from it.
+            fault = fault or gst.fault_of(self._pipeline)
             if sample is not None:
                 self._hand_over(sample)
             elif fault:

@@ -14,12 +14,11 @@ from edgepose.runtime.stream.source import Frame, Source, SourceEndedError, Sour
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.1  # how soon a stop is noticed
-_AGAIN_S = 0.5  # from opening to opening at least: a file may be a single picture
+_AGAIN_S = 0.3  # from opening to opening at least: a file may be a single picture; sooner than silence is
 _STILL_S = 2.0  # a picture that stands longer is delivered again: who comes meanwhile waits for one
 _GAPS = 5  # between pictures, remembered to know a slow source from a frozen one
-_SILENCE_S = (
-    0.5  # without a picture until `on_silence` is called, and again: a file that begins again takes less
-)
+# Without a picture until `on_silence` is called, and again: a file that begins again takes less.
+_SILENCE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
