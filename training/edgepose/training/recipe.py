@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -45,7 +45,7 @@ def parse_recipe(text: str, origin: str) -> Recipe:
     """
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the second of a number of thousands of digits
         reason = " ".join(str(error).split())
         raise EdgeposeError(f"{origin}: not a recipe: it is no valid YAML ({reason})") from error
     if not isinstance(values, dict):
@@ -102,5 +102,6 @@ def _sentence(error: ErrorDetails, record: type[Recipe]) -> str:
 def _fields_at(location: tuple[int | str, ...], record: type[Recipe]) -> dict[str, Any]:
     section: Any = record
     for part in location:
-        section = section.model_fields[str(part)].annotation
+        kind = section.model_fields[str(part)].annotation
+        section = next((one for one in get_args(kind) if one is not type(None)), kind)  # of `Teacher | None`
     return dict(section.model_fields)

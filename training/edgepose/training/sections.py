@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from edgepose.runtime.drafts import draft_file
 
@@ -14,10 +14,19 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("the first may not be larger than the second")
+    return pair
+
+
+Range = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_rising)]
+
+
 class Section(BaseModel):
     """A closed record: what is not a field is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -65,7 +74,8 @@ class Recipe(Section):
     """A whole run, as far as the loop knows it."""
 
     model: str
-    seed: Annotated[int, Field(ge=0)] = 0
+    # The loop seeds torch with 64 bits: 20 of them are the step's, 20 the process's.
+    seed: Annotated[int, Field(ge=0, lt=1 << 24)] = 0
     initial: str | None = None  # weights to start from: a file, or "shipped"; null: random
     teacher: Teacher | None = None  # null: the labels alone
     # 2:4: of every 4 inputs of an output the 2 largest weights at the start stay, the others stay 0
@@ -94,7 +104,7 @@ class Augment(Section):
 
     mosaic: Fraction = 0.0  # share of pictures made of four close-ups of people; falls to 0 until the end
     flip: Fraction = 0.5
-    scale: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.35)
+    scale: Range = (0.75, 1.35)
     rotation_degrees: NonNegative = 15.0  # standard deviation, cut at twice that
     translation: NonNegative = 0.12  # of the input's side
     colour: NonNegative = 0.25  # relative change of brightness, contrast and single channels

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from edgepose.calibration.dataset import Dataset
@@ -58,6 +58,14 @@ class QrPoseRecipe(PictureRecipe):
     network: Network = Network()
     loss: LossSection = LossSection()
     schedule: MuonSchedule
+
+    @field_validator("head_pixels", "hint_pixels")
+    @classmethod
+    def _are_there(cls, count: int | None, info: ValidationInfo) -> int | None:
+        side = info.data.get("size", 0) // 4  # of the map; 0 where the size itself is wrong
+        if count is not None and side and count > side**2:
+            raise ValueError(f"the map has {side} x {side} pixels")
+        return count
 
 
 def matrices_of(model: QrPose) -> dict[nn.Parameter, int]:
