@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepose.calibration.sample import Person
+from edgepose.calibration.synthetic import write_dataset
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.skeleton import COCO17
 from edgepose.runtime.spec import Spec
@@ -223,6 +224,16 @@ def test_worker_processes_give_the_same_batches() -> None:
     for a, b in zip(batches(plain, Pictures(plain), 0), batches(shared, Pictures(shared), 0), strict=True):
         assert np.array_equal(a.images.numpy(), b.images.numpy())
         assert np.array_equal(a.people.joints.numpy(), b.people.joints.numpy())
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_is_wrong_with_a_picture_is_one_sentence_from_a_worker_too(cached: bool, tmp_path: Path) -> None:
+    write_dataset(people := tmp_path / "people", count=2, seed=1, size=(64, 64))
+    sorted((people / "images").iterdir())[1].unlink()
+    shared = recipe(**{"synthetic:count=6,seed=1,size=64": str(people), "workers: 0": "workers: 1"})
+    pictures = Pictures(shared)
+    with pytest.raises(EdgeposeError, match=rf"^{tmp_path}.*: no such file \(a picture was expected\)$"):
+        pictures.keep() if cached else next(iter(batches(shared, pictures, 0)))
 
 
 @pytest.mark.timeout(60)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from edgepose.calibration.dataset import Dataset
@@ -264,6 +263,6 @@ class Collate:
         return collate(pictures, self.min_area, self.by_box)
 
 
-def batches(recipe: PictureRecipe, pictures: Pictures, first: int, by_box: bool = False) -> DataLoader[Batch]:
+def batches(recipe: PictureRecipe, pictures: Pictures, first: int, by_box: bool = False) -> Iterator[Batch]:
     """The batches of steps `first` to the end; `by_box` as of `findable`."""
     return loader(pictures, Collate(recipe.data.min_area, by_box), recipe, first)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import cv2
 import numpy as np
@@ -85,24 +86,65 @@ def open_share(recipe: Recipe, rank: int) -> tuple[Dataset, range]:
 
 
 def read_all(items: TorchDataset[Item], count: int, workers: int) -> list[Item]:
-    """Every item once, made or read in that many processes."""
-    loader = DataLoader(items, batch_size=None, num_workers=workers, worker_init_fn=_be_quiet)
-    return list(track(loader, "pictures", count))
+    """Every item once, made or read in that many processes. Raises the EdgeposeError of an item."""
+    loader = DataLoader(
+        _Told(items), batch_size=None, sampler=range(count), num_workers=workers, worker_init_fn=_be_quiet
+    )
+    return list(track(_raised(loader), "pictures", count))
 
 
 def loader(
     items: TorchDataset[Item], collate: Callable[[Sequence[Item]], Batch], recipe: Recipe, first: int
-) -> DataLoader[Batch]:
-    """The batches of steps `first` to the end, collated from `items` by their ordinals."""
+) -> Iterator[Batch]:
+    """The batches of steps `first` to the end, collated from `items` by their ordinals.
+
+    Raises the EdgeposeError of an item when its batch is due.
+    """
     workers = recipe.data.workers
-    return DataLoader(
-        items,  # type: ignore[arg-type]  # it yields items, the collate function makes batches of them
+    told: DataLoader[Batch | EdgeposeError] = DataLoader(
+        _Told(items),  # type: ignore[arg-type]  # it yields items, the collate function makes batches of them
         batch_sampler=Steps(first, recipe.schedule.steps, recipe.schedule.batch),
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_ToldBatch(collate),
         worker_init_fn=_be_quiet,
         prefetch_factor=4 if workers else None,
     )
+    return _raised(told)
+
+
+# torch wraps what a worker raises into the worker's traceback: a sentence for the user travels as a value.
+
+
+@dataclass(frozen=True, slots=True)
+class _Told(TorchDataset[Item | EdgeposeError]):
+    """The items, or in place of one what is wrong with it."""
+
+    items: TorchDataset[Item]
+
+    def __getitem__(self, index: int) -> Item | EdgeposeError:
+        try:
+            return self.items[index]
+        except EdgeposeError as error:
+            return error
+
+
+@dataclass(frozen=True, slots=True)
+class _ToldBatch(Generic[Item, Batch]):
+    """Collates items, or passes on what is wrong with one."""
+
+    collate: Callable[[Sequence[Item]], Batch]
+
+    def __call__(self, items: Sequence[Item | EdgeposeError]) -> Batch | EdgeposeError:
+        good = [item for item in items if not isinstance(item, EdgeposeError)]
+        wrong = [item for item in items if isinstance(item, EdgeposeError)]
+        return wrong[0] if wrong else self.collate(good)
+
+
+def _raised(values: Iterable[Item | EdgeposeError]) -> Iterator[Item]:
+    for value in values:
+        if isinstance(value, EdgeposeError):
+            raise value
+        yield value
 
 
 def _be_quiet(_: int) -> None:
