@@ -51,6 +51,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], Progress]
                 groups.setdefault(group, {})[name] = file.get_tensor(full)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise EdgeposeError(
-            f"{path}: damaged, or no edgepose checkpoint ({error}); start again without --resume"
+            f"{path}: damaged, or no edgepose checkpoint ({error}); remove it and start again, "
+            "or choose another --out"
         ) from error
     return groups, progress
