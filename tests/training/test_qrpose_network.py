@@ -22,7 +22,7 @@ from edgepose.runtime.spec import Spec
 from edgepose.training.batch import normalised
 from edgepose.training.models import BUILDERS, build, load_published, shipped_weights
 from edgepose.training.models.qrpose import deploy
-from edgepose.training.models.qrpose.network import Config, Heads, Look, QrPose, Queries, Sampler, Trunk
+from edgepose.training.models.qrpose.network import Heads, Look, QrPose, Queries, Sampler, Trunk
 from edgepose.training.models.qrpose.sampling import at_pixels, bilinear, grid_sample, pixel_centres
 
 OUTPUTS = ("scores", "boxes", "keypoints", "keypoint_scores")
@@ -470,7 +470,17 @@ def test_shipped_weights_fit_both_graphs_and_the_limit() -> None:
         shipped_weights("qrpose_huge")
 
 
-def test_candidates_must_fit() -> None:
-    """Config is plain data; a wrong value fails at the first picture, not silently."""
-    with pytest.raises(RuntimeError, match="out of range"):
-        QrPose(Config(size=(32, 32), candidates=65)).eval()(torch.zeros(1, 3, 32, 32))
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        *(({"candidates": M}, f"20 slots of {M} candidates of 4096 map") for M in (-4, 0, 10, 4097)),
+        ({"slots": 100}, "100 slots of 64 candidates"),
+        ({"slots": 0}, "choose a slot or more"),
+        *(({"size": size}, "sides of 64 or more that 32 divides") for size in ((0, 0), (240, 320), (64, 32))),
+    ],
+)
+def test_what_does_not_fit_together_is_said_before_anything_is_made(
+    options: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(EdgeposeError, match=sentence):
+        build("qrpose_tiny", **options)

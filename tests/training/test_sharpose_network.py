@@ -298,6 +298,7 @@ def test_a_new_network_starts_as_the_paper_says() -> None:
         ),
         ({"alpha": 0.0}, "sharpose_tiny_128x96: option 'alpha' is 0.0: Input should be greater than 0"),
         ({"threshold": "high"}, "sharpose_tiny_128x96: option 'threshold' is 'high'"),
+        ({"threshold": float("nan")}, "option 'threshold' is nan: Input should be a finite number"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, object], sentence: str) -> None:

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from edgepose.runtime.errors import EdgeposeError
 from edgepose.training.models.backbones import build_backbone
 from edgepose.training.models.backbones.residual_pyramid import ResidualPyramid
 from edgepose.training.models.blocks import conv_bn, conv_bn_relu
@@ -23,6 +24,7 @@ from edgepose.training.models.qrpose.sampling import at_pixels, bilinear, grid_s
 OFFSET_SCALE = 8.0  # map pixels a unit of the offset layers (section 4.2): near unit range, for INT8 too
 SPACING_LIMITS = (0.75, 12.0)  # map pixels between neighbouring queries of one joint
 OFFSET_LIMIT = 8.0  # units; a wider value would stretch a quantizer's range (section 8, item 4)
+CELL = 32  # pixels of a cell of the backbones' coarsest map
 RAMP = 1e-3  # logits, spread over the map so that no two neighbours tie, as 8-bit scores do (section 7)
 SCORE_PRIOR = -2.19  # logit of 0.1, the focal prior (section 4.4)
 
@@ -41,7 +43,10 @@ Sampler = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What a QR-Pose network is made of. K joints; sizes in pixels of the network input."""
+    """What a QR-Pose network is made of. K joints; sizes in pixels of the network input.
+
+    Raises EdgeposeError when its parts do not fit together.
+    """
 
     backbone: Literal["pyramid", "resnet18", "resnet34", "hrnet32", "hrnet48", "dla34"] = "pyramid"
     widths: tuple[int, int, int, int, int] = (16, 24, 48, 72, 96)  # of the pyramid; the others have their own
@@ -63,6 +68,18 @@ class Config:
     # Inference gives what all candidates say of a person, and the OKS expected of that; without it, as in the
     # paper, what one pixel says, and S.
     ensemble: bool = True
+
+    def __post_init__(self) -> None:
+        if any(side < 2 * CELL or side % CELL for side in self.size):
+            raise EdgeposeError(
+                f"QR-Pose: size is {self.size}; choose sides of {2 * CELL} or more that {CELL} divides"
+            )
+        pixels = self.map_size[0] * self.map_size[1]
+        if not 1 <= self.slots <= self.candidates <= pixels:
+            raise EdgeposeError(
+                f"QR-Pose: {self.slots} slots of {self.candidates} candidates of {pixels} map pixels; "
+                "choose a slot or more, and of each no more than of the next"
+            )
 
     @property
     def map_size(self) -> tuple[int, int]:

@@ -40,7 +40,7 @@ class Config:
     alpha: Annotated[float, Field(gt=0, le=1)]  # share of the cells that the fine stage sees sharp
     depth: int = 12  # L
     heads: int = 12
-    threshold: float = 0.99  # persons of a lower quality are refined
+    threshold: Annotated[float, Field(allow_inf_nan=False)] = 0.99  # persons of a lower quality are refined
     joints: int = 17  # K
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of the last block; rises linearly from 0
     # The authors' code leaves the last joint out when it ranks the cells; their weights were trained with it.
