@@ -221,6 +221,9 @@ BROKEN: dict[str, tuple[Callable[[dict], object], str]] = {
     "no images": (lambda m: m.pop("images"), "damaged manifest"),
     "an entry without hash": (lambda m: m["images"][0].pop("sha256"), "damaged manifest"),
     "images of numbers": (lambda m: m.update(images=[1]), "damaged manifest"),
+    "a file of null": (lambda m: m["images"][0].update(file=None), r"damaged manifest \(file is None\)"),
+    "people in words": (lambda m: m["images"][0].update(people="x"), r"manifest \(people is 'x'\)"),
+    "a count of null": (lambda m: next(iter(m["coverage"].values())).update(chosen=None), "chosen is None"),
     "a stranger": (lambda m: m.update(stranger=1), "damaged manifest"),
 }
 
@@ -286,8 +289,9 @@ def test_one_picture_named_sixteen_times_is_one(coco_folder: FolderMaker, tmp_pa
     content = json.loads((folder / "annotations.json").read_text())
     content["images"] = [{**image, "file_name": "001.png"} for image in content["images"]]
     (folder / "annotations.json").write_text(json.dumps(content))
-    with pytest.raises(GateFailed, match=r"set: 1 different pictures; a calibration set needs 16"):
+    with pytest.raises(EdgeposeError, match=r"data: 1 different pictures .* needs 16 or more") as caught:
         make_calibration_set(open_dataset(str(folder)), apart, 16, tmp_path / "set")
+    assert caught.value.exit_code == 2
     assert leftovers(tmp_path) == []
 
 
@@ -376,6 +380,8 @@ def test_the_verb_says_what_is_missing(
         ("--data", tmp_path / "no.json", "--exclude", held_out, "--out", tmp_path / "set"): "no such file",
         ("--data", data, "--exclude", "synthetic:sed=1", "--out", tmp_path / "set"): "did you mean 'seed'",
         ("--audit", tmp_path, "--exclude", held_out): "no such file",
+        ("--audit", tmp_path, "--exclude", held_out, "--count", 20): "leave out --data, --out, --count",
+        ("--audit", tmp_path, "--exclude", held_out, "--seed", -1): "-1 is not in the range",
     }
     for arguments, sentence in wrong.items():
         assert run(*arguments) == 2

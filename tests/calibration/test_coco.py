@@ -56,7 +56,7 @@ def edited(path: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
 
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no person category": (lambda c: c["categories"][0].update(name="dog"), "no category is named 'person'"),
-    "no categories": (lambda c: c.pop("categories"), "lists images, annotations and categories are missing"),
+    "no categories": (lambda c: c.pop("categories"), "it has no list of categories$"),
     "joints of a category": (lambda c: c["categories"][0].update(keypoints=["nose"] * 14), "the 14 joints"),
     "joints in another order": (lambda c: c["categories"][0]["keypoints"].reverse(), "skeleton known here"),
     "no joints named": (lambda c: c["categories"][0].pop("keypoints"), "has no 'keypoints'"),
@@ -72,11 +72,26 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no keypoints": (lambda c: c["annotations"][0].pop("keypoints"), "annotation 1 has no 'keypoints'"),
     "a word for a number": (
         lambda c: c["annotations"][0]["keypoints"].__setitem__(0, "x"),
-        "annotation 1 .*no number",
+        "annotation 1 has 'x' in 'keypoints', which is no number below",
     ),
     "not a number": (
         lambda c: c["annotations"][0]["bbox"].__setitem__(0, float("nan")),
-        "no number in 'bbox'",
+        "annotation 1 has 'nan' in 'bbox', which is no number below",
+    ),
+    "too large for a float": (
+        lambda c: c["annotations"][0]["keypoints"].__setitem__(0, 10**400),
+        "in 'keypoints', which is no number below",
+    ),
+    "too large for a picture": (lambda c: c["annotations"][0].update(area=-1e300), "'-1e.300' in 'area'"),
+    "a list for a number": (lambda c: c["annotations"][0].update(bbox=[[1]] * 4), "no number below"),
+    "box inside out": (
+        lambda c: c["annotations"][0].update(bbox=[5, 5, -5, -5]),
+        "a box of -5 x -5 .* negative",
+    ),
+    "negative area": (lambda c: c["annotations"][0].update(area=-4), "an area of -4; .* negative"),
+    "keypoints of null": (
+        lambda c: c["categories"][0].update(keypoints=None),
+        "the keypoints of 'person' are None; a list of names was expected",
     ),
     "no area": (lambda c: c["annotations"][0].pop("area"), "no 'area'"),
     "visibility": (lambda c: c["annotations"][0]["keypoints"].__setitem__(2, 7), "visibility other than"),
@@ -84,6 +99,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "image twice": (lambda c: c["images"].append(c["images"][0]), "image id 0 occurs more than once"),
     "image without size": (lambda c: c["images"][0].pop("width"), "image 0 has no 'width'"),
     "image of no size": (lambda c: c["images"][0].update(height=0), "image 0 has the size 96 x 0"),
+    "image id a truth": (lambda c: c["images"][0].update(id=True), "image id True"),
     "image id a name": (lambda c: c["images"][0].update(id="first"), "image id 'first'"),
     "images of numbers": (lambda c: c.update(images=[1, 2]), "image 1 has no 'id'"),
 }

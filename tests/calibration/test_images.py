@@ -101,6 +101,8 @@ def test_what_is_no_picture_is_said(
         ("absent.jpg", "no such file"),
         ("empty.jpg", "the file is empty"),
         ("text.jpg", "not a picture"),
+        ("a\0b", "no such file"),
+        ("a\ud800b", "no such file"),
     ):
         with pytest.raises(EdgeposeError, match=f"{name}: .*{word}"):
             read_image(tmp_path / name)

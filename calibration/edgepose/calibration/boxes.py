@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from edgepose.calibration.coco_json import PERSON
-from edgepose.calibration.sample import Sample
+from edgepose.calibration.sample import FAR, Sample
 from edgepose.runtime.backend import CPU_VIEWS, open_backend
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.decode import DECODERS
@@ -26,7 +26,6 @@ from edgepose.runtime.topdown.people import boxes_around
 
 WHAT = "COCO-format detections"
 FORM = '[{"image_id": 1, "category_id": 1, "bbox": [x, y, width, height], "score": 0.9}, …]'
-FAR = 1e9  # pixels; nor is infinity a place, or not-a-number
 Key = int | str  # a picture's id, or its file's name without folders
 
 

@@ -20,6 +20,7 @@ from edgepose.runtime.drafts import draft_folder, read_json, sha256, write_json
 from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.progress import track
+from edgepose.runtime.spec import misfits
 
 MANIFEST = "manifest.json"
 VERSION = 2
@@ -101,10 +102,17 @@ class Manifest:
                 for e in values["images"]
             )
             coverage = {name: Stratum(**counts) for name, counts in values["coverage"].items()}
-            rest = {"images": images, "coverage": coverage, "exclusion": Exclusion(**values["exclusion"])}
-            return cls(**{**values, **rest})
+            exclusion = Exclusion(**values["exclusion"])
+            rest = {"images": images, "coverage": coverage, "exclusion": exclusion}
+            made = cls(**{**values, **rest})
         except (KeyError, TypeError, AttributeError) as error:
             raise EdgeposeError(f"{origin}: damaged manifest ({error!r}); make the set again") from error
+        for part in (*images, *coverage.values(), exclusion):
+            for name in misfits(part):
+                raise EdgeposeError(
+                    f"{origin}: damaged manifest ({name} is {getattr(part, name)!r}); make the set again"
+                )
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +316,11 @@ def make_calibration_set(
         chosen = choose(strata, count, seed)
         entries = tuple(_write(data, index, why, folder) for index, why in track(chosen, "Writing pictures"))
         looks = _look(read_image(folder / entry.file, upright=False) for entry in entries)
+        if (different := len(set(looks.pixels))) < FEWEST:
+            raise EdgeposeError(
+                f"{data.source}: {different} different pictures among the {count} chosen; a calibration set "
+                f"needs {FEWEST} or more, add data"
+            )
         exclusion = prove_apart([f"{data.source} picture {entry.index}" for entry in entries], looks, exclude)
         coverage = _coverage(strata, (entry.strata for entry in entries))
         manifest = Manifest(data.source, seed, entries, coverage, exclusion)

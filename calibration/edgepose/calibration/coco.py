@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from edgepose.calibration.sample import Person
+from edgepose.calibration.sample import FAR, Person
 from edgepose.runtime.drafts import read_json
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.skeleton import SKELETONS, Skeleton
 
 WHAT = "COCO keypoint annotations"
+LISTS = ("images", "annotations", "categories")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,10 @@ class Coco:
 def read_coco(path: Path) -> Coco:
     """Raises EdgeposeError when the file is missing, foreign, contradicts itself or has nobody in it."""
     content = read_json(path, WHAT)
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(key), list) for key in ("images", "annotations", "categories")
-    ):
-        raise EdgeposeError(f"{path}: not {WHAT}: the lists images, annotations and categories are missing")
+    lists = content if isinstance(content, dict) else {}
+    missing = [key for key in LISTS if not isinstance(lists.get(key), list)]
+    if missing:
+        raise EdgeposeError(f"{path}: not {WHAT}: it has no list of {', '.join(missing)}")
     category, skeleton = _person_category(path, content["categories"])
     images = _images_by_id(path, content["images"])
     people: dict[int, list[Person]] = {image_id: [] for image_id in images}
@@ -73,9 +74,11 @@ def _person_category(path: Path, categories: list[Any]) -> tuple[Any, Skeleton]:
     if person is None:
         raise EdgeposeError(f"{path}: no category is named 'person'; a dataset of people was expected")
     category = _field(path, person, "category", "id")
-    names = tuple(_field(path, person, "category", "keypoints"))
+    names = _field(path, person, "category", "keypoints")
+    if not isinstance(names, list):
+        raise EdgeposeError(f"{path}: the keypoints of 'person' are {names!r}; a list of names was expected")
     for skeleton in SKELETONS.values():
-        if names == skeleton.joints:
+        if tuple(names) == skeleton.joints:
             return category, skeleton
     known = ", ".join(f"{name} ({len(skeleton)} joints)" for name, skeleton in SKELETONS.items())
     raise EdgeposeError(
@@ -87,7 +90,7 @@ def _person_category(path: Path, categories: list[Any]) -> tuple[Any, Skeleton]:
 def _images_by_id(path: Path, images: list[Any]) -> dict[int, Any]:
     """image id -> entry, each id a whole number that occurs once."""
     ids = [_field(path, image, "image", "id") for image in images]
-    wrong = next((i for i in ids if not isinstance(i, int)), None)
+    wrong = next((i for i in ids if type(i) is not int), None)
     if wrong is not None:
         raise EdgeposeError(f"{path}: image id {wrong!r} is not a whole number")
     twice = [i for i, count in Counter(ids).items() if count > 1]
@@ -115,22 +118,20 @@ def _image(path: Path, entry: Mapping[str, Any], people: list[Person]) -> CocoIm
 
 
 def _numbers(path: Path, annotation: Mapping[str, Any], key: str, count: int) -> np.ndarray[Any, Any]:
-    """(count,) finite float64 of a list in an annotation."""
+    """(count,) float64 of a list in an annotation, none as far as FAR."""
     values = _field(path, annotation, "annotation", key)
     length = len(values) if isinstance(values, list) else "no"
     if length != count:
         raise EdgeposeError(
             f"{path}: annotation {annotation.get('id')} has {length} values in {key!r}, {count} were expected"
         )
-    try:
-        numbers = np.array(values, np.float64)
-    except (TypeError, ValueError):
-        numbers = np.array([np.nan])
-    if not np.isfinite(numbers).all():
+    wrong = [value for value in values if not (isinstance(value, int | float) and abs(value) < FAR)]
+    if wrong:
         raise EdgeposeError(
-            f"{path}: annotation {annotation.get('id')} has something that is no number in {key!r}"
+            f"{path}: annotation {annotation.get('id')} has {str(wrong[0])[:40]!r} in {key!r}, "
+            f"which is no number below {FAR:g}"
         )
-    return numbers
+    return np.array(values, np.float64)
 
 
 def _person(path: Path, annotation: Mapping[str, Any], skeleton: Skeleton) -> Person:
@@ -141,6 +142,11 @@ def _person(path: Path, annotation: Mapping[str, Any], skeleton: Skeleton) -> Pe
     x, y, width, height = _numbers(path, annotation, "bbox", 4).tolist()
     _field(path, annotation, "annotation", "area")
     (area,) = _numbers(path, {**annotation, "area": [annotation["area"]]}, "area", 1).tolist()
+    if min(width, height, area) < 0:
+        raise EdgeposeError(
+            f"{path}: annotation {annotation.get('id')} has a box of {width:g} x {height:g} and an area of "
+            f"{area:g}; none of them may be negative"
+        )
     return Person(
         keypoints=joints[:, :2].astype(np.float32),
         visibility=joints[:, 2].astype(np.uint8),

@@ -27,7 +27,8 @@ def _opencv_silenced() -> Iterator[None]:
 def _bytes_of(path: Path) -> bytes:
     try:
         content = path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError) as error:
+        # The last is of a name that no file can have, with a zero byte or half of a surrogate pair.
         raise EdgeposeError(f"{path}: no such file (a picture was expected)") from error
     if not content:
         raise EdgeposeError(f"{path}: the file is empty (a picture was expected)")

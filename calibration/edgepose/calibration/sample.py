@@ -10,6 +10,8 @@ import numpy.typing as npt
 from edgepose.runtime.poses import F32
 from edgepose.runtime.preprocess import U8
 
+FAR = 1e9  # pixels: no place, size or area of a picture is so large; nor is infinity, or not-a-number
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Person:

@@ -22,11 +22,13 @@ from edgepose.calibration.calibration_set import (
     make_calibration_set,
 )
 from edgepose.calibration.dataset import open_dataset
+from edgepose.runtime.flags import given
 
 SOURCES = (
     "synthetic:count=…,seed=…,size=…, a COCO keypoint .json, or a folder with annotations.json and images/."
 )
 
+OF_AUDIT = {"existing", "exclude", "as_json"}
 KINDS = tuple(f"{seen} {near}" for seen in ("whole", "partial", "hidden") for near in ("alone", "together"))
 LEGEND = (
     "Chosen / in the data. Scale: height against the picture's, from 0.15 small, 0.3 medium, 0.6 large. "
@@ -40,7 +42,13 @@ LEGEND = (
     "--exclude", required=True, help="The evaluation data; the set may not share a picture with it."
 )
 @click.option("--count", default=300, show_default=True, help="How many pictures to choose.")
-@click.option("--seed", default=0, show_default=True, help="Decides among pictures that serve equally well.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Decides among pictures that serve equally well.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write: images/ and manifest.json.")
 @click.option(
     "--audit", "existing", type=click.Path(path_type=Path), help="Check this set instead of making one."
@@ -61,8 +69,10 @@ def calibrate(
     picture is hashed, and none may be in the evaluation data: a set that shares one is refused, exit code 1.
     """
     if existing is not None:
-        if data is not None or out is not None:
-            raise click.UsageError("--audit checks a set that exists; leave out --data and --out")
+        if given() - OF_AUDIT:
+            raise click.UsageError(
+                "--audit checks a set that exists; leave out --data, --out, --count and --seed"
+            )
         exclusion = audit(existing, open_dataset(exclude))
         found = load_calibration_set(existing)
     else:

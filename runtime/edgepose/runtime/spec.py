@@ -67,7 +67,7 @@ class Spec:
             raise EdgeposeError(
                 f"{origin}: not an edgepose spec ({error}); export the bundle again"
             ) from error
-        wrong = [name for name, kind in get_type_hints(cls).items() if not _fits(getattr(spec, name), kind)]
+        wrong = misfits(spec)
         if wrong:
             said = ", ".join(f"{name} is {values[name]!r}" for name in wrong)
             raise EdgeposeError(f"{origin}: not an edgepose spec ({said}); export the bundle again")
@@ -78,6 +78,12 @@ class Spec:
                 "is unknown to this release; export the bundle again"
             )
         return spec
+
+
+def misfits(record: Any) -> list[str]:
+    """The fields of a dataclass out of JSON that hold something of another type."""
+    hints = get_type_hints(type(record))
+    return [name for name, kind in hints.items() if not _fits(getattr(record, name), kind)]
 
 
 def _fits(value: Any, kind: Any) -> bool:
