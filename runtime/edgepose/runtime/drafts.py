@@ -16,11 +16,24 @@ from edgepose.runtime.errors import EdgeposeError
 
 
 @contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A path in a hidden folder on the same disk. Raises EdgeposeError naming `path` when it cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        hidden = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise EdgeposeError(f"{path}: {error.strerror}; give another path or the right to use it") from error
+    with hidden as folder:
+        yield Path(folder) / path.name
+
+
+@contextlib.contextmanager
 def draft_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it when the block ends well, removed when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
+    """A temporary path beside `path`, renamed to it when the block ends well, removed when it does not.
+
+    Raises EdgeposeError when nothing can be written there.
+    """
+    with _beside(path) as temporary:
         yield temporary
         temporary.replace(path)
 
@@ -29,18 +42,28 @@ def draft_file(path: Path) -> Iterator[Path]:
 def draft_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """An empty folder beside `path`, renamed to it when the block ends well, removed when it does not.
 
-    Raises EdgeposeError when `path` exists and is not to be replaced.
+    Raises EdgeposeError when `path` exists and is not to be replaced, or nothing can be written there.
     """
-    if path.exists() and not replace:
-        raise EdgeposeError(f"{path}: exists already; choose another --out or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
+    if not replace:
+        require_new(path)
+    with _beside(path) as temporary:
         temporary.mkdir()
         yield temporary
         if path.exists():
-            path.rename(Path(folder) / "replaced")
+            path.rename(temporary.with_name(f"{path.name}.replaced"))
         temporary.rename(path)
+
+
+def require_new(path: Path) -> None:
+    """Raises EdgeposeError when there is something of that name: said before the work, not after it."""
+    if path.exists():
+        raise EdgeposeError(f"{path}: exists already; choose another --out or remove it")
+
+
+def require_replaceable(path: Path, index: str) -> None:
+    """Raises EdgeposeError when `path` is a file, or a folder of other things than what has an `index`."""
+    if path.exists() and not (path / index).is_file() and (path.is_file() or any(path.iterdir())):
+        raise EdgeposeError(f"{path}: exists and is not a bundle; choose another --out")
 
 
 def write_json(path: Path, value: Any) -> None:
