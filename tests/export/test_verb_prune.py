@@ -258,13 +258,14 @@ def test_a_pruned_sparse_network_goes_through_the_whole_chain(sparse: Path, tmp_
         (("qrpose_tinny",), "did you mean 'qrpose_tiny'?"),
         (("qrpose_edge",), "no weights are shipped for it"),
         ((MODEL, "--weights", "none.safetensors"), "no such file of weights"),
+        ((MODEL, "--weights", "none.safetensors", "--out", "."), ".: exists already"),
     ],
 )
 def test_errors_are_one_sentence(
     words: tuple[object, ...], sentence: str, steady: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = (*words, "--data", DATA, "--importance", "magnitude", "--out", tmp_path / "out")
-    assert run(prune, *words)[0] == 2
+    usual = ("--data", DATA, "--importance", "magnitude", "--out", tmp_path / "out")
+    assert run(prune, *usual, *words)[0] == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -283,7 +283,12 @@ def test_what_is_wrong_is_said_in_one_sentence(
         (export, ("--lint", tmp_path / "none.onnx"), "no such file"),
         (export, (), "give MODEL and --out"),
         (export, (MODEL, "--out", out, "--mend", out), "what --lint FILE reads"),
+        (export, (MODEL, "--out", out, "--trt", "8.6"), "what --lint FILE reads"),
         (export, (MODEL, "--lint", tmp_path / "none.onnx"), "leave out MODEL"),
+        (export, ("--lint", tmp_path / "none.onnx", "--weights", weights), "leave out MODEL and its options"),
+        (export, ("--deepstream", fp32, "--out", out, "--option", "head=dense"), "takes --json alone"),
+        (export, ("--deepstream", tmp_path / "none", "--out", fp32), "exists already"),
+        (export, (MODEL, "--weights", tmp_path / "none.safetensors", "--out", newer), "is not a bundle"),
         (
             export,
             (MODEL, "--weights", weights, "--compressed", compressed[0], "--out", out),

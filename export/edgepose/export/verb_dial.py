@@ -18,6 +18,7 @@ from edgepose.export.verification import torch_environment
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.drafts import draft_file
 from edgepose.runtime.errors import EdgeposeError, GateFailed
+from edgepose.runtime.flags import FiniteRange
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown.pair import open_pair, require_pair
 
@@ -40,14 +41,20 @@ from edgepose.runtime.topdown.pair import open_pair, require_pair
 @click.option(
     "--budget-ms",
     "budgets_ms",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     multiple=True,
     help="A budget to try, as of `edgepose stream`; may be given again.  [default: three, by measurement]",
 )
 @click.option(
-    "--min-height", default=0.0, show_default=True, help="Leave out people lower than this, in pixels."
+    "--min-height",
+    type=FiniteRange(0),
+    default=0.0,
+    show_default=True,
+    help="Leave out people lower than this, in pixels.",
 )
-@click.option("--threads", default=1, show_default=True, help="CPU threads of every network.")
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads of every network."
+)
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the curve into this PNG file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the curve as JSON.")
 def dial(

@@ -31,9 +31,10 @@ from edgepose.export.lint import NEWEST_OPSET, RULES, errors, lint
 from edgepose.export.simplify import simplify
 from edgepose.export.specs import CONTRACTS, spec_of
 from edgepose.export.trace import trace
-from edgepose.runtime.bundle import Bundle
-from edgepose.runtime.drafts import draft_file
+from edgepose.runtime.bundle import INDEX, ZIP_SUFFIX, Bundle
+from edgepose.runtime.drafts import draft_file, require_new, require_replaceable
 from edgepose.runtime.errors import EdgeposeError, GateFailed
+from edgepose.runtime.flags import given
 from edgepose.runtime.golden import apart
 from edgepose.runtime.preprocess import U8, normalise
 from edgepose.runtime.spec import Spec
@@ -45,6 +46,7 @@ ORIGIN = (
     "widths",
     "sparsity",
 )  # what a compressed network keeps of its source
+OF_LINT, OF_DEEPSTREAM = {"linted", "trt", "mend", "as_json"}, {"deepstream", "out", "as_json"}
 GOLDEN_FRAMES = "synthetic:count=4,seed=20260101,size={size}"
 
 
@@ -104,24 +106,27 @@ def export(
     fails the export, exit code 1.
     """
     if deepstream is not None:
-        if model is not None or out is None or linted is not None:
-            raise click.UsageError("--deepstream BUNDLE needs --out FOLDER, and neither MODEL nor --lint")
+        if out is None or given() - OF_DEEPSTREAM:
+            raise click.UsageError("--deepstream BUNDLE needs --out FOLDER, and takes --json alone beside it")
+        require_new(out)
         _deepstream(deepstream, out, as_json)
         return
     if linted is not None:
-        if model is not None or out is not None:
-            raise click.UsageError("--lint checks a file that exists; leave out MODEL and --out")
+        if given() - OF_LINT:
+            raise click.UsageError("--lint checks a file that exists; leave out MODEL and its options")
         if mend is None:
             _lint(linted, trt, as_json)
         else:
             _mend(linted, mend, trt, as_json)
         return
-    if mend is not None:
-        raise click.UsageError("--mend writes what --lint FILE reads; give both")
+    if given() & OF_LINT - {"as_json"}:
+        raise click.UsageError("--mend and --trt are about what --lint FILE reads; give it, too")
     if model is None or out is None:
         raise click.UsageError("give MODEL and --out, or --lint FILE")
     if compressed is not None and (weights is not None or options):
         raise click.UsageError("--compressed has its graph already; leave out --weights and --option")
+    if out.suffix != ZIP_SUFFIX:
+        require_replaceable(out, INDEX)
     if compressed is not None:
         parts = _compressed_parts(model, compressed)
     else:

@@ -10,7 +10,8 @@ import click
 
 from edgepose.compression.source_model import load_model
 from edgepose.export.pruning import Request, prune_to
-from edgepose.runtime.drafts import draft_folder, write_json
+from edgepose.runtime.drafts import draft_folder, require_new, write_json
+from edgepose.runtime.flags import FiniteRange
 from edgepose.training.checkpoint import save_tensors
 from edgepose.training.loop import WEIGHTS
 from edgepose.training.models import check_name, shipped_weights
@@ -29,11 +30,11 @@ REPORT = "prune.json"
     "--out", required=True, type=click.Path(path_type=Path), help="Folder to write; it must not exist."
 )
 @click.option(
-    "--speed", type=click.FloatRange(1, min_open=True), default=1.6, show_default=True, help="Times as fast."
+    "--speed", type=FiniteRange(1, min_open=True), default=1.6, show_default=True, help="Times as fast."
 )
 @click.option(
     "--least",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=FiniteRange(0, 1, min_open=True, max_open=True),
     default=0.25,
     show_default=True,
     help="Share of each layer's channels, or heads, that stays.",
@@ -68,6 +69,7 @@ def prune(
     the speed is not reached.
     """
     check_name(model)
+    require_new(out)
     path = weights or shipped_weights(model)
     network, origin = load_model(model, path)
     found, report = prune_to(Request(model, data, importance, batches, speed, least, rounds), network)

@@ -21,6 +21,7 @@ from edgepose.calibration.ledger import Gates, Ledger, joints_table, looks_table
 from edgepose.calibration.measure import ledger_in, ledger_of, run_all, with_ledger
 from edgepose.runtime.bundle import ZIP_SUFFIX, Bundle
 from edgepose.runtime.errors import EdgeposeError, GateFailed
+from edgepose.runtime.flags import FiniteRange, given
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.trt.build import Settings as EngineSettings
 from edgepose.runtime.trt.cache import default_root
@@ -28,6 +29,7 @@ from edgepose.runtime.trt.cuda import LIBRARIES
 from edgepose.runtime.trt.engines import Options, batches_for
 
 log = logging.getLogger(__name__)
+OF_TORCH, OF_ENGINES = {"weights", "compressed"}, {"cuda", "engines"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +73,26 @@ class Usual:
 )
 @click.option(
     "--min-height",
-    type=float,
+    type=FiniteRange(0),
     help="Leave out people lower than this, in pixels.  [default: 0; with --on-board as the bundle's ledger]",
 )
 @click.option(
-    "--max-ap-loss", default=1.0, show_default=True, help="Gate: points of AP that may be lost to FP32."
+    "--max-ap-loss",
+    type=FiniteRange(0, 100),
+    default=1.0,
+    show_default=True,
+    help="Gate: points of AP that may be lost to FP32.",
 )
 @click.option(
-    "--max-drift", default=1.0, show_default=True, help="Gate: median keypoint drift, pixels of the input."
+    "--max-drift",
+    type=FiniteRange(0),
+    default=1.0,
+    show_default=True,
+    help="Gate: median keypoint drift, pixels of the input.",
 )
 @click.option(
     "--max-duplicates",
+    type=FiniteRange(0),
     default=1.0,
     show_default=True,
     help="Gate: more duplicates than FP32 has, in % of the people.",
@@ -94,12 +105,14 @@ class Usual:
 )
 @click.option(
     "--min-region-overlap",
+    type=FiniteRange(0),
     default=90.0,
     show_default=True,
     help="Gate: % of the regions seen sharp that must be FP32's.",
 )
 @click.option(
     "--max-refined-shift",
+    type=FiniteRange(0, 100),
     default=5.0,
     show_default=True,
     help="Gate: points that the share of people looked at again may differ from FP32's.",
@@ -110,8 +123,12 @@ class Usual:
     type=click.Path(path_type=Path),
     help="Instead: which layers' INT8 costs how much. Into this folder; a killed run goes on where it was.",
 )
-@click.option("--min-ap", type=float, help="Gate: points of AP that the FP32 model itself must reach.")
-@click.option("--threads", default=1, show_default=True, help="CPU threads of every artefact.")
+@click.option(
+    "--min-ap", type=FiniteRange(0, 100), help="Gate: points of AP that the FP32 model itself must reach."
+)
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads of every artefact."
+)
 @click.option(
     "--cuda", type=click.Choice(list(LIBRARIES)), default="pycuda", show_default=True, help="With --on-board."
 )
@@ -150,10 +167,7 @@ def verify(
     With --blame each layer is INT8 by itself, and all but it are; a few dozen pictures will do. The layers
     are ranked by what they cost, and as many of the worst are to stay float as the gates ask for.
     """
-    if on_board and folder is not None:
-        raise click.UsageError("--blame looks at the INT8 file, --on-board at engines: give one of them")
-    if on_board and (weights is not None or compressed is not None):
-        raise EdgeposeError("--on-board needs no torch: leave out --weights and --compressed")
+    _require_of_use(on_board)
     opened = Bundle.open(bundle)
     usual = Usual.of(opened) if on_board else Usual()
     least_px = usual.min_height_px if min_height is None else min_height
@@ -183,12 +197,24 @@ def verify(
         _on_board(opened, shown, settings, as_json)
         return
     ledger = _against_torch(opened, (weights, compressed), shown, gates, least_px, threads)
-    with_ledger(opened, ledger)
+    # First what was measured: the bundle may be where nothing can be written.
     if as_json:
         print(json.dumps(ledger.to_dict(), indent=1))
     else:
         _print(ledger, opened.spec, per_joint)
+    with_ledger(opened, ledger)
     _require_passed(ledger.verdict())
+
+
+def _require_of_use(on_board: bool) -> None:
+    """Refuse options that would do nothing, or contradict each other."""
+    asked = given()
+    if on_board and "folder" in asked:
+        raise click.UsageError("--blame looks at the INT8 file, --on-board at engines: give one of them")
+    if on_board and asked & OF_TORCH:
+        raise EdgeposeError("--on-board needs no torch: leave out --weights and --compressed")
+    if not on_board and asked & OF_ENGINES:
+        raise click.UsageError("--cuda and --engines are for --on-board; give it, too")
 
 
 def _against_torch(
@@ -211,6 +237,13 @@ def _against_torch(
 
 def _on_board(bundle: Bundle, shown: Shown, settings: onboard.Settings, as_json: bool) -> None:
     found = onboard.verified(bundle, shown, settings)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        print(", ".join(f"{name} {value}" for name, value in found.board.items()))
+        _print(found.ledger, bundle.spec, per_joint=False)
+        for line in onboard.lines(found):
+            print(line)
     before = ledger_in(bundle)
     if before is None:
         with_ledger(bundle, found.ledger)
@@ -223,13 +256,6 @@ def _on_board(bundle: Bundle, shown: Shown, settings: onboard.Settings, as_json:
         )
     else:
         with_ledger(bundle, before.appended(found.ledger.rows))
-    if as_json:
-        print(json.dumps(found.to_dict(), indent=1))
-    else:
-        print(", ".join(f"{name} {value}" for name, value in found.board.items()))
-        _print(found.ledger, bundle.spec, per_joint=False)
-        for line in onboard.lines(found):
-            print(line)
     _require_passed(found.failures())
 
 
