@@ -104,7 +104,16 @@ def test_a_graph_that_reads_what_nobody_makes_is_refused(tmp_path: Path) -> None
         load_onnx(tmp_path / "m.onnx")
 
 
+def test_what_onnx_refuses_is_not_called_truncated(tmp_path: Path) -> None:
+    unknown, newer = small_model(), small_model()
+    unknown.graph.node[0].op_type, newer.ir_version = "Foo", 999
+    for model, reason in ((unknown, "No Op registered for Foo"), (newer, "Your model ir_version 999")):
+        onnx.save(model, tmp_path / "m.onnx")
+        with pytest.raises(EdgeposeError, match=rf"m\.onnx: onnx refuses the model \({reason}"):
+            load_onnx(tmp_path / "m.onnx")
+
+
 def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "nowhere.onnx"):
-        with pytest.raises(EdgeposeError, match="no such file"):
+    for path, said in ((tmp_path, "a folder; name the ONNX model"), (tmp_path / "no.onnx", "no such file")):
+        with pytest.raises(EdgeposeError, match=said):
             load_onnx(path)

@@ -247,6 +247,14 @@ def test_a_bad_file_is_mended_or_refused(
     assert not (tmp_path / "none.onnx").exists()
 
 
+def test_a_file_that_cannot_be_mended_is_named_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "none.onnx"
+    assert run(export, "--lint", path, "--mend", tmp_path / "mended.onnx") == 2
+    assert capfd.readouterr().err.count(str(path)) == 1
+
+
 def test_what_is_wrong_is_said_in_one_sentence(
     fp32: Path,
     compressed: tuple[Path, Any],

@@ -207,11 +207,20 @@ def test_a_full_disk_is_no_damaged_zip(tmp_path: Path, monkeypatch) -> None:
         Bundle.open(path)
 
 
-def test_a_zip_that_writes_outside_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("../../evil", "leave the archive"),
+        ("/evil", "leave the archive"),
+        ("..", "leave the archive"),
+        (f"bundle/{INDEX}", "zip the files, not their folder"),
+    ],
+)
+def test_a_zip_that_writes_elsewhere_is_refused(name: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "evil.edgepose"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("../../evil", "x")
-    with pytest.raises(EdgeposeError, match="leave the archive"):
+        archive.writestr(name, "x")
+    with pytest.raises(EdgeposeError, match=said):
         Bundle.open(path)
 
 

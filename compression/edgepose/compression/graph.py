@@ -133,21 +133,33 @@ def set_constant(model: ModelProto, name: str, value: npt.ArrayLike) -> str:
 
 
 def load_onnx(path: Path) -> ModelProto:
-    """The model in an ONNX file. Raises EdgeposeError when it is missing, truncated or no ONNX file."""
+    """The model in an ONNX file.
+
+    Raises EdgeposeError when it is missing, truncated, no ONNX file or not what onnx calls a model.
+    """
     try:
         content = path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+    except IsADirectoryError as error:
+        raise EdgeposeError(f"{path}: a folder; name the ONNX model in it") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise EdgeposeError(f"{path}: no such file (an ONNX model was expected)") from error
+    model = ModelProto()
     try:
-        model = ModelProto()
         model.ParseFromString(content)
         if not model.graph.node:
             raise ValueError("it holds no graph")
+    except Exception as error:  # protobuf's own have no common base
+        raise EdgeposeError(
+            f"{path}: not an ONNX model, or truncated ({_reason(error)}); export or copy it again"
+        ) from error
+    try:
         onnx.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)
-    except Exception as error:  # protobuf's and the checker's own exceptions have no common base
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise EdgeposeError(
-            f"{path}: not an ONNX model, or truncated ({reason}); export or copy it again"
-        ) from error
+    except Exception as error:  # of the checker, of the file system, of protobuf for more than 2 GB
+        raise EdgeposeError(f"{path}: onnx refuses the model ({_reason(error)}); export it again") from error
     return model
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an exception says."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

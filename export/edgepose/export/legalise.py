@@ -36,6 +36,15 @@ _OLDEST_OPSET = 13
 _HIGH = 127
 _BIASED = ("Conv", "ConvTranspose", "Gemm")
 
+# What helps, by rule, where no mend of the file does: for the rules about quantizers other scales.
+_OTHER_SCALES = "quantize the model again with `edgepose compress`"
+_OTHER_GRAPH = {
+    "Q10": "export the model again with ONNX's own operators alone",
+    "G01": "export the model again for an older opset",
+    "G02": "export the model again with fixed shapes and no control flow",
+    "G03": "export the model again with a smaller, constant K",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Legal:
@@ -79,9 +88,10 @@ def legalise(model: ModelProto, trt: str = "10.3") -> Legal:
 def _require_no_errors(left: list[Finding]) -> None:
     if refused := errors(left):
         first, more = refused[0], len(refused) - 1
+        helps = dict.fromkeys(_OTHER_GRAPH.get(finding.rule, _OTHER_SCALES) for finding in refused)
         raise EdgeposeError(
             f"{first.where}: {first.what} (rule {first.rule}); this cannot be mended in the file"
-            f"{f', nor can {more} more' if more else ''}: quantize the model again with `edgepose compress`"
+            f"{f', nor can {more} more' if more else ''}: {', and '.join(helps)}"
         )
 
 

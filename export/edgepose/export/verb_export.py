@@ -279,8 +279,9 @@ def _lint(path: Path, trt: str, as_json: bool) -> None:
 
 
 def _mend(path: Path, out: Path, trt: str, as_json: bool) -> None:
+    model = load_onnx(path)
     try:
-        legal = legalise(load_onnx(path), trt)
+        legal = legalise(model, trt)
     except EdgeposeError as error:
         raise EdgeposeError(f"{path}: {error}") from error
     with draft_file(out) as temporary:

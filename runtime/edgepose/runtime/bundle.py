@@ -164,11 +164,20 @@ def publish(content: Path, path: Path, spec: Spec, provenance: dict[str, Any]) -
     return Bundle.open(path)
 
 
+def _require_flat(path: Path, names: list[str]) -> None:
+    """Raises EdgeposeError unless the files of an archive lie side by side, as a bundle's do."""
+    if any(name.startswith("/") or ".." in name.split("/") for name in names):
+        raise EdgeposeError(f"{path}: not an edgepose bundle (its file names leave the archive)")
+    if any("/" in name for name in names):
+        raise EdgeposeError(
+            f"{path}: not an edgepose bundle (its files lie in a folder); zip the files, not their folder"
+        )
+
+
 def _unzip(path: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
-            if any("/" in name or name.startswith("..") for name in archive.namelist()):
-                raise EdgeposeError(f"{path}: not an edgepose bundle (its file names leave the archive)")
+            _require_flat(path, archive.namelist())
             if any(entry.compress_type not in _PACKINGS for entry in archive.infolist()):
                 raise zipfile.BadZipFile("packed by another method")
             archive.extractall(folder)
