@@ -141,7 +141,7 @@ def test_a_gate_ends_the_run_after_its_row(
 def test_each_step_has_a_gate_of_its_own(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One point, where the recipe says nothing; what prune leaves is judged by the gate of tune."""
     monkeypatch.setattr(steps, "run_verb", Verbs({**APS, "pruned-bundle": 0.0, "tuned-bundle": 0.491}))
-    changes = {"prune": {"data": "x"}, "tune": {"recipe": "qrpose_smoke"}}
+    changes = {"prune": {"data": "synthetic:count=2"}, "tune": {"recipe": "qrpose_smoke"}}
     run_steps(open_steps(recipe(tmp_path, **changes)), out, as_json=True)
     ledger = json.loads((out / "ledger.json").read_text())
     assert ledger["passed"]
@@ -236,18 +236,58 @@ def test_the_recipe_of_the_readme_opens(tmp_path: Path) -> None:
     assert all((found.prune, found.tune, found.quantize, found.qat))
 
 
+def own(tmp_path: Path, section: str, changes: dict[str, Any]) -> dict[str, str]:
+    """A step by the shipped smoke recipe with values of our own in one section."""
+    values = open_recipe("qrpose_smoke").model_dump(mode="json")
+    values[section] = {**(values[section] or {}), **changes}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(values))
+    return {"recipe": str(tmp_path / "own.yaml")}
+
+
+@pytest.mark.parametrize(("step", "key"), [("tune", "train"), ("tune", "validation"), ("qat", "train")])
+def test_pictures_of_a_later_recipe_are_missed_before_the_first_step(
+    step: str, key: str, tmp_path: Path
+) -> None:
+    found = own(tmp_path, "data", {key: "nowhere.json"})
+    with pytest.raises(EdgeposeError, match=rf"own\.yaml of {step}: nowhere\.json: no such file"):
+        open_steps(recipe(tmp_path, **{step: found}))
+
+
+def test_the_recipe_of_tune_says_how_much_the_teacher_counts(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = own(tmp_path, "teacher", {"weights": "other.safetensors", "weight": 0.3})
+    monkeypatch.setattr(steps, "run_verb", Verbs(APS, "train "))
+    with pytest.raises(KeyboardInterrupt):
+        run_steps(open_steps(recipe(tmp_path, prune=None, tune=found)), out, as_json=True)
+    teacher = yaml.safe_load((out / "tune.yaml").read_text())["teacher"]
+    assert teacher == {"weights": "shipped", "weight": 0.3}
+
+
+TINY, FEW = "model: qrpose_tiny\ndata", "synthetic:count=2"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("model: [", "not a recipe of steps"),
-        ("model: qrpose_tiny", "key 'data': Field required"),
-        ("model: x\ndata: y\nquantise: {data: z}", "key 'quantise': Extra inputs"),
-        (
-            "model: x\ndata: y\nprune: {data: z, speed: 1}",
-            "key 'prune.speed': Input should be gre",
-        ),
-        ("model: x\ndata: y\nqat: {recipe: z}", "qat trains what quantize makes; add the section quantize"),
-        ("model: x\ndata: y\nprune: {data: z}", "tune judges what prune leaves; add the section tune"),
+        ("x: " + 5000 * "9", "not a recipe of steps"),
+        ("x: &self [*self]", "not a recipe of steps"),
+        (5000 * "[", "not a recipe of steps"),
+        ("model: 2026-01-01", "not a recipe of steps"),
+        ("", "not a recipe of steps: expected keys"),
+        ("- prune", "not a recipe of steps: expected keys"),
+        ("model: qrpose_tiny", r"key 'data' is missing; add it \(compression/README.md has an example\)"),
+        ("model: qrpose_tny\ndata: y", "unknown model 'qrpose_tny'; did you mean 'qrpose_tiny'"),
+        ("model: x\ndata: y\nquantise: {data: z}", "unknown key 'quantise'; did you mean 'quantize'"),
+        ("model: x\ndata: y\nprune: {sped: 2}", "unknown key 'prune.sped'; did you mean 'speed'"),
+        ("model: x\ndata: y\nprune: 3", "key 'prune' is 3: Input should be an object"),
+        ("model: x\ndata: y\nprune: {data: z, speed: -1}", "key 'prune.speed' is -1: Input should be gre"),
+        (f"{TINY}: y\nqat: {{recipe: z}}", "qat trains what quantize makes; add the section quantize"),
+        (f"{TINY}: y\nprune: {{data: z}}", "tune judges what prune leaves; add the section tune"),
+        (f"{TINY}: y", r"steps\.yaml: data: y: no such file"),
+        (f"{TINY}: {FEW}\nquantize: {{data: synthetic:cuont=3}}", r"quantize\.data: .*unknown key 'cuont'"),
+        (f"{TINY}: {FEW}\nprune: {{data: z, max_ap_loss: 9}}", r"prune\.data: z: no such file"),
         (
             "model: qrpose_edge\ndata: y\ntune: {recipe: qrpose_smoke}",
             "qrpose_smoke: trains qrpose_tiny; choose",
@@ -256,8 +296,8 @@ def test_the_recipe_of_the_readme_opens(tmp_path: Path) -> None:
             "model: qrpose_edge\ndata: y\nquantize: {data: z}\nqat: {recipe: qrpose_smoke}",
             "qrpose_smoke: trains qrpose_tiny; choose",
         ),
-        ("", "key ''"),
     ],
+    ids=lambda value: value[:40],
 )
 def test_wrong_recipes_are_refused_with_the_key(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "steps.yaml"

@@ -22,15 +22,17 @@ import yaml
 from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
 from rich.console import Console
 
+from edgepose.calibration.dataset import open_dataset
 from edgepose.calibration.ledger import Gates, Ledger, Row, table
 from edgepose.runtime.child import run_verb
 from edgepose.runtime.drafts import draft_file, read_json, sha256, write_json
 from edgepose.runtime.errors import EdgeposeError, GateFailed
-from edgepose.training.models import shipped_weights
-from edgepose.training.recipe import open_recipe, require_fits
+from edgepose.training.models import check_name, shipped_weights
+from edgepose.training.recipe import open_recipe, require_fits, sentence
 from edgepose.training.sections import Section
 
 SUFFIXES = (".yaml", ".yml")
+EXAMPLE = "compression/README.md has an example"
 KEPT, START, LEDGER = "recipe.yaml", "start.json", "ledger.json"
 FLOAT, PRUNED, TUNED, INT8, TRAINED = "float", "pruned", "fine-tuned", "INT8", "INT8, trained on"
 # Of `edgepose verify`, by what a step makes.
@@ -90,29 +92,58 @@ class Recipe(Section):
 
 def open_steps(path: Path) -> Recipe:
     """The recipe in a YAML file. Raises EdgeposeError naming the file, the key and what is wrong."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise EdgeposeError(f"{path}: no such recipe of steps") from error
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise EdgeposeError(f"{path}: not a recipe of steps ({' '.join(str(error).split())})") from error
-    try:
-        recipe = Recipe.model_validate_json(json.dumps(values))
-    except (ValidationError, TypeError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-        key = ".".join(map(str, first["loc"]))
-        raise EdgeposeError(f"{path}: key {key!r}: {first['msg']}") from error
+    recipe = _parse(path)
+    check_name(recipe.model)
     if recipe.qat is not None and recipe.quantize is None:
         raise EdgeposeError(f"{path}: qat trains what quantize makes; add the section quantize")
     if recipe.prune and not recipe.tune and "max_ap_loss" not in recipe.prune.model_fields_set:
         raise EdgeposeError(
             f"{path}: tune judges what prune leaves; add the section tune, or prune.max_ap_loss"
         )
-    # Else they would be found wrong after all the steps before them.
+    # Else these would be found wrong after all the steps before them.
     for step in (recipe.tune, recipe.qat):
         if step is not None:
             require_fits(open_recipe(step.recipe), recipe.model, step.recipe)
+    for source, key in _sources(recipe).items():
+        try:
+            open_dataset(source)
+        except EdgeposeError as error:
+            raise EdgeposeError(f"{path}: {key}: {error}") from error
     return recipe
+
+
+def _parse(path: Path) -> Recipe:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = json.dumps(values)
+    except FileNotFoundError as error:
+        raise EdgeposeError(f"{path}: no such recipe of steps") from error
+    # ValueError: a number of thousands of digits, or an anchor that holds itself. TypeError: a date.
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, IsADirectoryError) as error:
+        raise EdgeposeError(f"{path}: not a recipe of steps ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise EdgeposeError(
+            f"{path}: not a recipe of steps: expected keys and values, such as `model: qrpose_tiny`"
+        )
+    try:
+        return Recipe.model_validate_json(text)
+    except ValidationError as error:
+        raise EdgeposeError(f"{path}: {sentence(error, Recipe, EXAMPLE)}") from error
+
+
+def _sources(recipe: Recipe) -> dict[str, str]:
+    """All pictures that the steps will want, and what in the recipe names them first."""
+    found = {recipe.data: "data"}
+    for name, step in (("prune", recipe.prune), ("quantize", recipe.quantize)):
+        if step is not None:
+            found.setdefault(step.data, f"{name}.data")
+    if recipe.tune is not None:
+        data = open_recipe(recipe.tune.recipe).data
+        for source in filter(None, (data.train, data.validation)):
+            found.setdefault(source, f"{recipe.tune.recipe} of tune")
+    if recipe.qat is not None:  # which is scored on the calibration set
+        found.setdefault(open_recipe(recipe.qat.recipe).data.train, f"{recipe.qat.recipe} of qat")
+    return found
 
 
 @dataclass(slots=True)
@@ -155,9 +186,10 @@ class Run:
         self._float(PRUNED, "pruned-bundle")
 
     def _tune(self, step: Tune) -> None:
-        teacher = {"weights": self.recipe.weights or "shipped"}
-        initial = self.weights[1] if self.weights else "shipped"
-        plan = open_recipe(step.recipe).model_dump(mode="json") | {"initial": initial, "teacher": teacher}
+        plan = open_recipe(step.recipe).model_dump(mode="json")
+        plan["initial"] = self.weights[1] if self.weights else "shipped"
+        # The recipe may say how much the teacher counts, but not who it is.
+        plan["teacher"] = (plan["teacher"] or {}) | {"weights": self.recipe.weights or "shipped"}
         with draft_file(self.out / "tune.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(plan, sort_keys=False), encoding="utf-8")
         self._learn("tuned", "result.json", "train", self.out / "tune.yaml")

@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.training.families import FAMILIES
@@ -55,9 +54,8 @@ def parse_recipe(text: str, origin: str) -> Recipe:
         # JSON mode: a YAML list may fill a tuple, but a string is never taken for a number.
         return record.model_validate_json(_json(values, origin))
     except ValidationError as error:
-        # A misspelt key is also a missing one; its spelling is what helps.
-        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-        raise EdgeposeError(f"{origin}: {_sentence(first, record)}") from error
+        examples = f"`edgepose train` ships examples: {', '.join(shipped())}"
+        raise EdgeposeError(f"{origin}: {sentence(error, record, examples)}") from error
 
 
 def require_fits(recipe: Recipe, model: str, named: str) -> None:
@@ -87,16 +85,19 @@ def _json(values: dict[Any, Any], origin: str) -> str:
         raise EdgeposeError(f"{origin}: not a recipe: {error}") from error
 
 
-def _sentence(error: ErrorDetails, record: type[Recipe]) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        known = list(_fields_at(error["loc"][:-1], record))
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.4)
+def sentence(error: ValidationError, record: type[Any], examples: str) -> str:
+    """What is wrong in a recipe of that record, by key and value, and what to do about it."""
+    # A misspelt key is also a missing one; its spelling is what helps.
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = list(_fields_at(first["loc"][:-1], record))
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
         return f"unknown key {key!r}; {hint}"
-    if error["type"] == "missing":
-        return f"key {key!r} is missing; add it (`edgepose train` ships examples: {', '.join(shipped())})"
-    return f"key {key!r} is {error['input']!r}: {error['msg']}; mend it in the recipe"
+    if first["type"] == "missing":
+        return f"key {key!r} is missing; add it ({examples})"
+    return f"key {key!r} is {first['input']!r}: {first['msg']}; mend it in the recipe"
 
 
 def _fields_at(location: tuple[int | str, ...], record: type[Recipe]) -> dict[str, Any]:
