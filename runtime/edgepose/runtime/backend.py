@@ -89,10 +89,12 @@ def choose(bundle: Bundle, precision: str, graph: str, threads: int, device: str
     found = _built(bundle, precision, graph) if device == "auto" else _engine(bundle, precision, graph)
     if found is not None:
         return found
-    safest = _of_cpu(precision) if _of_cpu(precision) in CPU_VIEWS else "fp32"
+    wanted = _of_cpu(precision)
+    safest = wanted if wanted in CPU_VIEWS else "fp32"
     if device == "gpu":
         has_it = f"{graph}.{CPU_VIEWS[safest]}.onnx" in bundle.files
         safest = safest if has_it else "fp32"
+    if device == "gpu" or safest != wanted:
         log.warning("no engine can be used here; ONNX Runtime runs the %s model on the CPU", safest)
     return Chosen(_on_cpu(bundle, safest, graph, threads), safest)
 

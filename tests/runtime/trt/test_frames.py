@@ -29,7 +29,7 @@ from edgepose.runtime.preprocess import prepare
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown import crop
 from edgepose.runtime.topdown.crop import Regions
-from edgepose.runtime.trt import engines, frames, kernel, nvrtc
+from edgepose.runtime.trt import driver, engines, frames, kernel, nvrtc
 from edgepose.runtime.trt.build import Settings, build
 from edgepose.runtime.trt.cache import PLAN
 from edgepose.runtime.trt.cuda import LIBRARIES, DeviceLost, NotLoaded, NotRecorded, OutOfMemory, open_cuda
@@ -370,6 +370,22 @@ def chosen(bundle: Any, device: str = "auto", precision: str = "default") -> tup
     found = choose(bundle, precision, "pose", 1, device)
     found.backend.close()
     return type(found.backend), found.precision
+
+
+def test_without_a_gpu_another_precision_is_said(bundle, monkeypatch, caplog) -> None:
+    def load() -> None:
+        raise OSError("no such library")
+
+    monkeypatch.setattr(driver, "load", load)
+    caplog.set_level("INFO")
+    assert chosen(bundle, precision="fp16") == (OnnxRuntimeBackend, "fp32")
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == ["no engine can be used here; ONNX Runtime runs the fp32 model on the CPU"]
+    assert "INT8" not in caplog.text
+    caplog.clear()
+    for precision in ("int8", "default"):
+        assert chosen(bundle, precision=precision) == (OnnxRuntimeBackend, "int8")
+    assert {record.levelname for record in caplog.records} == {"INFO"}
 
 
 def test_auto_takes_what_was_built_here_and_builds_nothing(bundle, install, cached, caplog) -> None:

@@ -34,8 +34,8 @@ def require_gpu() -> Gpu:
         library = load()
     except OSError as error:
         raise HardwareError(
-            f"no CUDA driver on this machine ({LIBRARY} cannot be loaded); ONNX Runtime runs the same INT8 "
-            "model on the CPU"
+            f"no CUDA driver on this machine ({LIBRARY} cannot be loaded); ONNX Runtime runs the model "
+            "on the CPU"
         ) from error
     _ask(library.cuInit(0), "cuInit")
     device, number, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
