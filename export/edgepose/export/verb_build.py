@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +35,7 @@ from edgepose.runtime.trt.implicit import (
     scales_of,
     source_of,
 )
-from edgepose.runtime.trt.precision import LADDER, NO_ENGINE
+from edgepose.runtime.trt.precision import LADDER, NO_ENGINE, attempts
 from edgepose.runtime.trt.runner import TensorRtBackend
 from edgepose.runtime.trt.selftest import Moved
 
@@ -122,19 +123,20 @@ def build(
     here. An engine is kept for exactly this board, TensorRT and graph; nothing is built twice.
     """
     opened = Bundle.open(bundle)
-    batches = _batches(batch) if batch else batches_for(opened.spec)
+    batches = batches_for(opened.spec) if batch is None else _batches(batch)
     settings = Settings(batches, workspace, level, _sparse(opened, sparsity), dla_core)
     names = graphs or opened.spec.graphs
-    if print_trtexec and implicit_int8:
+    if print_trtexec is not None and print_calibration_cache is not None:
+        raise click.UsageError("give --print-trtexec or --print-calibration-cache, not both")
+    if print_trtexec is not None and implicit_int8:
         raise EdgeposeError(
             "--print-trtexec: trtexec is given scales as a file, which --print-calibration-cache VERSION "
             "prints, for --calib=FILE --int8 with the FP32 graph; leave out --implicit-int8"
         )
-    if print_trtexec:
-        for line in _lines(opened, names, print_trtexec, precisions, settings):
-            click.echo(line)
+    if print_trtexec is not None:
+        click.echo("\n".join(_lines(opened, names, print_trtexec, precisions, settings)))
         return
-    if print_calibration_cache:
+    if print_calibration_cache is not None:
         for name in names:
             click.echo(cache_text(scales_of(opened, name), print_calibration_cache), nl=False)
         return
@@ -197,15 +199,23 @@ def _engines(bundle: Bundle, graph: str, options: Options, implicit: str | None)
 def _lines(
     bundle: Bundle, names: tuple[str, ...], release: str, precisions: tuple[str, ...], settings: Settings
 ) -> Iterator[str]:
+    """The commands for the files that the bundle has. Raises EdgeposeError for a precision without any."""
     for name in names:
         inputs = _inputs(bundle, name)
         for precision in precisions:
-            yield from trtexec.commands(release, precision, name, inputs, settings)
+            files = [f"{name}.{way.view}.onnx" for way in attempts(precision, trtexec.ways(release))]
+            if not bundle.files.keys() & files:
+                raise EdgeposeError(
+                    f"{bundle.path}: has no {' or '.join(files)}, which TensorRT {release} would build "
+                    f"{precision} of; choose another --precision, or export it with --compressed"
+                )
+            lines = trtexec.commands(release, precision, name, inputs, settings)
+            yield from (line for file, line in zip(files, lines, strict=True) if file in bundle.files)
 
 
 def _batches(text: str) -> tuple[int, int, int]:
     parts = text.split(",")
-    if len(parts) not in (1, 3) or not all(part.isdigit() for part in parts):
+    if len(parts) not in (1, 3) or not all(re.fullmatch(r"\d{1,6}", part) for part in parts):
         raise EdgeposeError(
             f"--batch {text}: give one size such as 1, or smallest,best,largest such as 1,4,8"
         )

@@ -209,6 +209,35 @@ def test_trtexec_lines_need_no_board(bundle, run) -> None:
     assert "--minShapes=images:2x3x32x32" in lines[0]
 
 
+def test_trtexec_lines_are_of_files_that_the_bundle_has(run, two_graphs) -> None:
+    code, out, _ = run(two_graphs.path, "--print-trtexec", "10.3", "--precision", "fp16")
+    assert code == 0
+    assert [line.split()[1] for line in out.splitlines()] == [
+        "--onnx=coarse.fp32.onnx",
+        "--onnx=fine.fp32.onnx",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--print-trtexec", "10.3"), "has no coarse.int8.trt-typed.onnx or coarse.int8.trt.onnx, which"),
+        (("--print-trtexec", ""), "choose one of 8.5"),
+        (("--print-calibration-cache", ""), "such as 10.3.0"),
+        (("--print-trtexec", "8.6", "--print-calibration-cache", "8.6.1"), "not both"),
+        (("--batch", "²"), "--batch ²: give one size"),
+        (("--batch", ""), "--batch : give one size"),
+        (("--batch", 5000 * "1"), "give one size"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_cannot_be_printed_or_built_is_a_user_error(words, said: str, bundle, run, two_graphs) -> None:
+    found = two_graphs if words == ("--print-trtexec", "10.3") else bundle
+    code, out, err = run(found.path, *words)
+    assert (code, out) == (2, "")
+    assert said in " ".join(err.split())
+
+
 def test_every_graph_of_a_bundle_is_built(install, run, two_graphs) -> None:
     install("10.3")
     code, out, err = run(two_graphs.path, "--json", "--precision", "fp32", "--batch", "1,2,4")
