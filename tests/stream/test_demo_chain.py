@@ -10,8 +10,10 @@ import pytest
 
 from edgepose.calibration.calibration_set import load_calibration_set
 from edgepose.calibration.ledger import Ledger
+from edgepose.export import verb_demo
 from edgepose.export.streamcheck import GOOD_OKS
 from edgepose.runtime.bundle import Bundle
+from edgepose.runtime.cli import guarded
 
 DEMO = [sys.executable, "-m", "edgepose.runtime.cli", "demo"]
 
@@ -73,6 +75,20 @@ def test_the_commands_it_ran_are_told(demo) -> None:
     _, _, stderr = demo
     told = [line.split()[2] for line in stderr.splitlines() if line.startswith("$ edgepose ")]
     assert told == ["calibrate", "export", "compress", "export", "verify", "stream"]
+
+
+@pytest.mark.parametrize(("option", "value"), [("--pictures", 0), ("--calibration", 15)])
+def test_too_few_pictures_are_refused_by_the_option(
+    option: str,
+    value: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(verb_demo.chain, "run", None)
+    words = ["--out", str(tmp_path / "out"), option, str(value)]
+    assert guarded(lambda: verb_demo.demo.main(words, standalone_mode=False)) == 2
+    assert f"Invalid value for '{option}': {value}" in capsys.readouterr().err
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:

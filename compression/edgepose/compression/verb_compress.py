@@ -47,7 +47,10 @@ KEPT_FRAMES = 4  # calibration pictures that travel on as golden inputs
 @click.argument("bundle", metavar="BUNDLE|RECIPE.yaml", type=click.Path(path_type=Path))
 @click.option("--calibration", type=click.Path(path_type=Path), help="From `edgepose calibrate`.")
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder to write; it must not exist."
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder to write; it must not exist, except that of the same recipe's run, which then goes on.",
 )
 @click.option(
     "--weights",

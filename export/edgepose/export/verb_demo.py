@@ -10,6 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from edgepose.calibration.calibration_set import FEWEST
 from edgepose.calibration.ledger import quality_table, table
 from edgepose.export import demo as chain
 from edgepose.export import dial
@@ -26,9 +27,19 @@ from edgepose.runtime.errors import GateFailed
     help="Folder for everything the demo makes.",
 )
 @click.option(
-    "--pictures", default=160, show_default=True, help="Held-out pictures every artefact is scored on."
+    "--pictures",
+    type=click.IntRange(1),
+    default=160,
+    show_default=True,
+    help="Held-out pictures every artefact is scored on.",
 )
-@click.option("--calibration", default=96, show_default=True, help="Pictures the quantizer sees.")
+@click.option(
+    "--calibration",
+    type=click.IntRange(FEWEST),
+    default=96,
+    show_default=True,
+    help="Pictures the quantizer sees.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def demo(out: Path, pictures: int, calibration: int, as_json: bool) -> None:
     """Run the whole chain: calibrate, compress, export, verify, stream, read the stream back, report.
