@@ -19,7 +19,8 @@ from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.spec import Spec
 
-FORMAT, VERSION = "edgepose-compression", 1
+FORMAT = "edgepose-compression"
+VERSION = 2  # 1 had other names for what a ModuleList holds in the torch network
 INDEX, FRAMES, TORCH = "compression.json", "frames.npz", "torch"
 # What the record of a calibration on crops says beside: how many there were, and who found the people.
 CROPS = ("crops", "boxes")

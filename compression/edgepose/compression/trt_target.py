@@ -7,6 +7,7 @@ import logging
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -19,16 +20,37 @@ def load_nncf() -> ModuleType:
 
     NNCF reports nothing when `openvino_telemetry` cannot be imported, so that import is made to fail here.
     """
-    if "nncf" in sys.modules:
-        return sys.modules["nncf"]
     before = sys.modules.get("openvino_telemetry")
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # this makes the import fail
     try:
-        return require("nncf")
+        nncf = require("nncf")
+        _name_layers_by_their_whole_paths()
     finally:
         del sys.modules["openvino_telemetry"]
         if before is not None:
             sys.modules["openvino_telemetry"] = before
+    return nncf
+
+
+@cache
+def _name_layers_by_their_whole_paths() -> None:
+    """Let NNCF call a layer inside a ModuleList `stages/1/conv`, by which its hooks and our scopes find it.
+
+    It names the children of what is called alone, and a ModuleList never is: `stages.1.conv` would be `conv`,
+    told apart from `stages.0.conv` by a count of calls, which training and evaluation do not share.
+    """
+    from nncf.torch.function_hook.hook_executor_mode import FunctionHookMode
+
+    original = FunctionHookMode.get_current_relative_name
+
+    def whole(self: Any) -> str:
+        for caller in self.module_call_stack:
+            if id(caller) not in self.cache_child_name:  # NNCF's own, of one pass through the network
+                inside = ((name, module) for name, module in caller.named_modules() if module is not caller)
+                self.cache_child_name[id(caller)] = {id(it): name.replace(".", "/") for name, it in inside}
+        return str(original(self))
+
+    FunctionHookMode.get_current_relative_name = whole
 
 
 def _table() -> tuple[Any, ...]:
