@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from edgepose.calibration.calibration_set import Manifest, make_calibration_set, require_apart
 from edgepose.calibration.dataset import Dataset, open_dataset
 from edgepose.compression import qat
-from edgepose.compression.qat import BEST, calibrated_on, learn
+from edgepose.compression.qat import BEST, JUDGED, calibrated_on, learn
 from edgepose.compression.torch_quantize import quantize_torch
 from edgepose.compression.trainable import with_learning_quantizers
-from edgepose.runtime.drafts import read_json
+from edgepose.runtime.drafts import read_json, write_json
 from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.runtime.poses import F32
+from edgepose.training.checkpoint import save_tensors
 from edgepose.training.models.sparsity import follows_2_4, is_sparse, keep, masks_of
 from edgepose.training.models.weights import read_weights
 from edgepose.training.recipe import open_recipe
@@ -36,7 +37,9 @@ def found(tmp_path: Path) -> Any:
     made = make_calibration_set(open_dataset(SOURCE), apart, 16, tmp_path / "set")
     manifest = read_json(made.folder / "manifest.json", "a manifest")
     return SimpleNamespace(
-        folder=tmp_path, manifest=lambda: manifest, spec=SimpleNamespace(model="qrpose_tiny")
+        folder=tmp_path,
+        manifest=lambda: manifest,
+        spec=SimpleNamespace(model="qrpose_tiny", width=256, height=256),
     )
 
 
@@ -51,7 +54,7 @@ def test_it_chooses_on_pictures_that_evaluation_refuses(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(qat, "Judge", judge)
-    monkeypatch.setattr(qat, "Trainer", lambda *_: SimpleNamespace(course=None))
+    monkeypatch.setattr(qat, "Trainer", lambda *_: SimpleNamespace(course=None, first=True))
     with pytest.raises(KeyboardInterrupt):
         learn(found, nn.Identity(), open_recipe("qrpose_tiny"), tmp_path / "run", resume=False)
     (pictures,) = judged
@@ -75,6 +78,32 @@ def test_other_pictures_in_their_place_are_refused(found: Any, source: str, mess
     found.manifest()["source"] = source
     with pytest.raises(EdgeposeError, match=message):
         calibrated_on(found)
+
+
+def test_a_recipe_of_another_size_is_refused(found: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        EdgeposeError, match=r"its size is 64, the network of .* takes 256 x 256 pixels; choose"
+    ):
+        learn(found, nn.Identity(), open_recipe("qrpose_smoke"), tmp_path / "run", resume=False)
+
+
+def test_what_another_run_left_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was judged better, and died before its first checkpoint."""
+    save_tensors(tmp_path / BEST, {"weight": torch.zeros(1)}, {})
+    write_json(tmp_path / JUDGED, {"0": 0.9})
+    course = SimpleNamespace(
+        fresh_model=lambda: nn.Linear(1, 1, bias=False),
+        score=lambda model, _: {"ap": float(model.weight.detach())},
+    )
+    state = {"weight": torch.full((1, 1), 0.5)}
+    trainer = SimpleNamespace(course=course, first=True, step=0, average=SimpleNamespace(state=state))
+    trainer.run = lambda saved: saved()
+    monkeypatch.setattr(qat, "Trainer", lambda *_: trainer)
+    monkeypatch.setattr(qat, "calibrated_on", lambda found: None)
+    recipe = Recipe(model="any", data=Data(train="none"), schedule=Schedule(steps=1))
+    found: Any = SimpleNamespace(spec=SimpleNamespace(model="any"))
+    assert learn(found, nn.Identity(), recipe, tmp_path, resume=False) == {"0": 0.5}
+    assert read_weights(tmp_path / BEST)["weight"] == 0.5
 
 
 class Wide(nn.Module):

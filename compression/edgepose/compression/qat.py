@@ -27,7 +27,7 @@ from edgepose.training.loop import CHECKPOINT, RECIPE, Trainer
 from edgepose.training.models.sparsity import PATTERN, is_sparse
 from edgepose.training.models.weights import read_weights
 from edgepose.training.recipe import require_fits
-from edgepose.training.sections import Recipe, Teacher
+from edgepose.training.sections import PictureRecipe, Recipe, Teacher
 
 BEST, JUDGED = "best.safetensors", "judged.json"
 SLOWER = 20  # times slower than from random weights
@@ -102,9 +102,10 @@ def learn(
     They are judged on the pictures of the calibration set, the first one being the form as it was. Weights
     that follow the 2:4 pattern go on following it, whether or not the recipe says so. Returns the AP by the
     steps after which it was judged; in processes but the first None. Raises EdgeposeError as `edgepose train`
-    does, for a recipe of another model, and as `calibrated_on` does.
+    does, for a recipe of another model or size, and as `calibrated_on` does.
     """
     require_fits(recipe, found.spec.model, "the recipe")
+    _require_size(recipe, found)
     pictures = calibrated_on(found)
     if is_sparse(model):
         recipe = recipe.model_copy(update={"sparsity": PATTERN})
@@ -114,6 +115,9 @@ def learn(
     trainer = Trainer(recipe, out, lambda given, rank: QuantizedCourse(course_of(given, rank), fresh))
     if resume:
         trainer.resume()
+    elif trainer.first:  # a run that died before its first checkpoint may have left another network's
+        for name in (BEST, JUDGED):
+            (out / name).unlink(missing_ok=True)
     judge = Judge(trainer.course, pictures, out)
     if trainer.first:
         out.mkdir(parents=True, exist_ok=True)
@@ -121,6 +125,17 @@ def learn(
         judge(trainer.step, trainer.average.state)
     trainer.run(lambda: judge(trainer.step, trainer.average.state))
     return judge.said if trainer.first else None
+
+
+def _require_size(recipe: Recipe, found: Compressed) -> None:
+    if not isinstance(recipe, PictureRecipe):  # its model has one size
+        return
+    width, height = found.spec.width, found.spec.height
+    if (recipe.size, recipe.size) != (width, height):
+        raise EdgeposeError(
+            f"the recipe: its size is {recipe.size}, the network of {found.folder} takes "
+            f"{width} x {height} pixels; choose a recipe of that size"
+        )
 
 
 def learning_form(found: Compressed, model: nn.Module) -> nn.Module:
