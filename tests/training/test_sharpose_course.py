@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,15 @@ from edgepose.training.models.sharpose.guide import guidance, tokens_at, watched
 from edgepose.training.models.sharpose.scratch import waves
 from edgepose.training.recipe import open_recipe, parse_recipe
 from edgepose.training.topdown_data import croppable
-from edgepose.training.topdown_evaluation import EVERYBODY, NOBODY, curve, looks_at, operating, two_stage
+from edgepose.training.topdown_evaluation import (
+    EVERYBODY,
+    NOBODY,
+    correlation,
+    curve,
+    looks_at,
+    operating,
+    two_stage,
+)
 
 RECIPE = """
 model: sharpose_tiny_128x96
@@ -363,3 +372,12 @@ def test_no_two_cells_have_the_same_place() -> None:
     assert table.shape == (48, 64)
     assert torch.cdist(table, table).add(9 * torch.eye(48)).min() > 0.5
     assert waves((6, 8), 66).shape == (1, 48, 66)
+
+
+def test_correlation_is_pearsons_where_there_is_one() -> None:
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=(2, 9))
+    assert correlation(a, b) == pytest.approx(statistics.correlation(a.tolist(), b.tolist()))
+    assert correlation(a[:1], b[:1]) is None
+    assert correlation(a, np.ones(9)) is None
+    assert correlation(a, np.append(b[1:], np.nan)) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,11 +12,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import lightning_fabric
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from lightning_fabric.plugins import MixedPrecision
+from torch import Tensor, nn
 
 from edgepose.calibration.dataset import open_dataset
 from edgepose.runtime.cli import guarded
@@ -23,12 +30,14 @@ from edgepose.runtime.errors import EdgeposeError
 from edgepose.training.average import Average
 from edgepose.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from edgepose.training.families import course_of
+from edgepose.training.families.course import Group
 from edgepose.training.loop import CHECKPOINT, RECIPE, WEIGHTS, Stop, Trainer, precision_of, rate_at
 from edgepose.training.models import build, load_published
 from edgepose.training.models.weights import read_weights
+from edgepose.training.order import _be_quiet
 from edgepose.training.recipe import open_recipe
 from edgepose.training.run import RESULT, train_and_score
-from edgepose.training.sections import Recipe
+from edgepose.training.sections import Recipe, Schedule, Teacher
 from edgepose.training.verb_train import train
 
 FAMILIES = ("qrpose_smoke", "sharpose_smoke")
@@ -105,6 +114,99 @@ def test_ctrl_c_saves_a_checkpoint_and_resume_goes_on(
     assert load_checkpoint(out / CHECKPOINT)[1].step == 3
     train_and_score(smoke(name), out, resume=True)
     assert same(whole / WEIGHTS, out / WEIGHTS)
+
+
+class Line:
+    """In place of a family's course: one layer that should say 0."""
+
+    teacher = None
+
+    def __init__(self, recipe: Recipe, told: int | None = None) -> None:
+        self.recipe, self._told = recipe, told  # in which step somebody types Ctrl-C
+
+    def fresh_model(self) -> nn.Module:
+        return nn.Linear(3, 1)
+
+    def begin(self, model: nn.Module) -> None: ...
+
+    def groups(self, model: nn.Module) -> list[Group]:
+        return [Group(params=list(model.parameters()), weight_decay=0.0, scale=1.0, orthogonal=0)]
+
+    def batches(self, first: int) -> list[Any]:
+        return [SimpleNamespace(ids=(0,))] * (self.recipe.schedule.steps - first)
+
+    def terms(self, wrapped: nn.Module, batch: Any, step: int) -> dict[str, Tensor]:
+        if step == self._told:
+            os.kill(os.getpid(), signal.SIGINT)
+        return {"zero": wrapped(torch.ones(1, 3)).square().mean()}
+
+
+def line(out: Path, told: int | None = None, **changes: Any) -> Trainer:
+    make: Any = lambda recipe, rank: Line(recipe, told)  # noqa: E731
+    return Trainer(smoke().model_copy(update=changes), out, make)
+
+
+def test_only_the_first_process_fails_when_told_to_stop(tmp_path: Path) -> None:
+    """Another's failure would have Fabric kill the first one, which may still be writing."""
+    other = line(tmp_path, told=2)
+    other.first = False
+    other.run()
+    assert other.step == 3
+    with pytest.raises(KeyboardInterrupt):
+        line(tmp_path, told=2).run()
+
+
+def test_the_recipe_has_the_last_word_on_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fabric's launcher of several processes shares the cores out, too."""
+    monkeypatch.setattr(lightning_fabric.Fabric, "launch", lambda self: torch.set_num_threads(3))
+    line(tmp_path, threads=2)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("seed", [0, 40244023, 10**30])
+def test_any_seed_trains(seed: int, tmp_path: Path) -> None:
+    trainer = line(tmp_path, seed=seed)
+    trainer.run()
+    assert trainer.step == 6
+
+
+def test_half_floats_may_overflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fabric's own plugin on a CPU, from a scale that is too large: the first steps are left out."""
+    real, scaler = lightning_fabric.Fabric, torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    monkeypatch.setattr(
+        lightning_fabric, "Fabric", lambda **_: real(accelerator="cpu", devices=1, plugins=plugin)
+    )
+    trainer = line(tmp_path, precision="16-mixed", schedule=smoke(steps=12, clip=1.0).schedule)
+    (batch,) = trainer.course.batches(11)
+    before = trainer.model.state_dict()["weight"].clone()
+    trainer.learn(batch)
+    assert torch.equal(trainer.model.state_dict()["weight"], before)
+    for _ in range(11):
+        trainer.learn(batch)
+    assert not torch.equal(trainer.model.state_dict()["weight"], before)
+
+
+def test_resume_with_or_without_a_teacher_is_another_recipe(tmp_path: Path) -> None:
+    trainer = line(tmp_path)
+    taught = trainer.recipe.model_copy(update={"teacher": Teacher(weights="shipped")})
+    for before, now, told in (
+        (trainer.recipe, taught, "teacher.weights was None, is 'shipped'"),
+        (taught, trainer.recipe, "teacher.weights was 'shipped', is None"),
+    ):
+        trainer.recipe = before
+        trainer.save()
+        trainer.recipe = now
+        with pytest.raises(EdgeposeError, match=told):
+            trainer.resume()
+
+
+def test_nobody_to_score_is_said_before_the_training(tmp_path: Path) -> None:
+    recipe = smoke()
+    data = recipe.data.model_copy(update={"validation": "synthetic:count=2,seed=1,size=40"})
+    with pytest.raises(EdgeposeError, match=r"size=40: nobody in its 2 pictures is labelled and 48 px high"):
+        train_and_score(recipe.model_copy(update={"data": data}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_ctrl_c_after_a_signal_interrupts_at_once_and_sigterm_does_not() -> None:
@@ -200,6 +302,15 @@ def test_checkpoints_round_trip(tmp_path: Path) -> None:
     assert loaded["model"]["n"] == 4
 
 
+def test_a_tensor_of_two_names_is_saved_under_both(tmp_path: Path) -> None:
+    shared = torch.randn(3, 4)
+    groups = {"model": {"a": shared, "b": shared, "part": shared[:1]}}
+    save_checkpoint(tmp_path / "c", groups, Progress(0, 0.0, ""))
+    loaded = load_checkpoint(tmp_path / "c")[0]["model"]
+    assert loaded.keys() == groups["model"].keys()
+    assert all(torch.equal(loaded[name], value) for name, value in groups["model"].items())
+
+
 def test_the_average_is_the_closed_form() -> None:
     """Constant weights w after a start s: w + (s - w) * product of the decays."""
     model = torch.nn.Linear(1, 1, bias=False)
@@ -223,6 +334,14 @@ def test_the_rate_rises_and_falls() -> None:
     assert rates[-1] == pytest.approx(0.01, abs=1e-3)
     assert rates[:100] == sorted(rates[:100])
     assert rates[100:] == sorted(rates[100:], reverse=True)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 200), st.floats(0, 1))
+@example(34, 0.03)
+def test_no_step_learns_faster_than_the_recipe_says(steps: int, rise: float) -> None:
+    schedule = Schedule(steps=steps, learning_rate=1.0, rise=rise)
+    assert max(rate_at(step, schedule) for step in range(steps)) <= 1.0
 
 
 def test_the_rate_falls_to_tenths_where_the_recipe_says() -> None:
@@ -258,31 +377,75 @@ def test_the_verb_prints_figures(tmp_path: Path) -> None:
     assert Path(figures["weights"]).is_file()
 
 
-COMMAND = "from edgepose.training.verb_train import train; train()"
+SCRIPT = """
+import sys, time
+from edgepose.runtime.cli import guarded
+from edgepose.training.loop import Trainer
+from edgepose.training.verb_train import train
+together = Trainer._together
+def slow(self, stop):
+    told = together(self, stop)
+    time.sleep(7 * (told and self.first and self.recipe.processes > 1))
+    return told
+Trainer._together = slow
+sys.exit(guarded(lambda: train.main(standalone_mode=False)))
+"""  # the first process saves long after the other is done, and longer than Fabric waits to look at it
+
+
+def stopped(recipe: Path, number: int, out: Path) -> list[str]:
+    """The command of a real run, all of whose processes got a signal after the first checkpoint."""
+    script = recipe.with_name("train.py")
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(recipe), "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while not (out / CHECKPOINT).exists() and process.poll() is None:
+            time.sleep(0.05)
+        os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=240)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    return command
+
+
+def test_sigterm_to_all_processes_saves_a_checkpoint(tmp_path: Path) -> None:
+    """As a service manager sends it: the workers, which read the pictures, get it too."""
+    recipe, out = tmp_path / "one.yaml", tmp_path / "run"
+    text = open_recipe("qrpose_smoke").to_yaml().replace("workers: 0", "workers: 1")
+    recipe.write_text(
+        text.replace("steps: 6", "steps: 6000").replace("checkpoint_steps: 2", "checkpoint_steps: 1")
+    )
+    stopped(recipe, signal.SIGTERM, out)
+    assert 1 < load_checkpoint(out / CHECKPOINT)[1].step < 6000
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_processes_train_and_stop_together(family: str, tmp_path: Path) -> None:
-    """A real Ctrl-C to the first process: both end, a checkpoint is there, resume reaches the end."""
-    recipe = tmp_path / "two.yaml"
+    """A real Ctrl-C: both end, a checkpoint is there, resume reaches the end."""
+    recipe, out = tmp_path / "two.yaml", tmp_path / "run"
     text = open_recipe(family).to_yaml().replace("processes: 1", "processes: 2")
     recipe.write_text(text.replace("steps: 6", "steps: 60"))
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import sys\nfrom edgepose.runtime.cli import guarded\n"
-        "from edgepose.training.verb_train import train\n"
-        "sys.exit(guarded(lambda: train.main(standalone_mode=False)))\n"
-    )
-    out = tmp_path / "run"
-    command = [sys.executable, str(script), str(recipe), "--out", str(out)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while not (out / CHECKPOINT).exists() and process.poll() is None:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors
+    command = stopped(recipe, signal.SIGINT, out)
     assert load_checkpoint(out / CHECKPOINT)[1].step < 60
     subprocess.run([*command, "--resume"], check=True, timeout=200, capture_output=True)
     assert load_checkpoint(out / CHECKPOINT)[1].step == 60
+
+
+def test_a_worker_ends_when_its_own_process_says_so_alone() -> None:
+    """Else a run that ends with a traceback would wait for it for ever."""
+    ready = multiprocessing.Event()
+
+    def wait() -> None:
+        _be_quiet(0)
+        ready.set()
+        time.sleep(60)
+
+    worker = multiprocessing.get_context("fork").Process(target=wait, daemon=True)
+    worker.start()
+    assert ready.wait(20)
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    worker.join(0.5)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(20)
+    assert worker.exitcode == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, contiguous_format
 
 from edgepose.runtime.drafts import draft_file
 from edgepose.runtime.errors import EdgeposeError
@@ -26,8 +26,12 @@ class Progress:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Complete or not at all. A full disk raises OSError and leaves the file of that name as it was."""
-    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+    """Complete or not at all; a tensor of several names is written under each.
+
+    A full disk raises OSError and leaves the file of that name as it was.
+    """
+    own = {name: tensor.detach().clone(memory_format=contiguous_format) for name, tensor in tensors.items()}
+    content = save(own, metadata)  # which takes no tensors that share memory
     with draft_file(path) as temporary:
         temporary.write_bytes(content)
 

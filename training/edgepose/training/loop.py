@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
+import numpy as np
 import torch
 from rich.progress import Progress as ProgressBar
 from torch import Tensor, nn
@@ -36,14 +37,13 @@ log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "weights.safetensors"
 RECIPE = "recipe.yaml"
-MANY = 1 << 20  # more than steps or processes
 
 
 def rate_at(step: int, schedule: Schedule) -> float:
     """Learning rate of a step: a linear rise, then half a cosine, or tenths after the `drops`."""
     rise = max(1.0, schedule.rise * schedule.steps)
     if step < rise:
-        return schedule.learning_rate * (step + 1) / rise
+        return schedule.learning_rate * min(1.0, (step + 1) / rise)  # a rise may end within a step
     if schedule.drops is not None:
         return schedule.learning_rate * 0.1 ** sum(step >= drop * schedule.steps for drop in schedule.drops)
     done = (step - rise) / max(1.0, schedule.steps - rise)
@@ -83,9 +83,6 @@ class Trainer:
     ) -> None:
         """`make` gives the course of one process, by its rank."""
         fabric_module = require("lightning_fabric")
-        if recipe.threads:
-            torch.set_num_threads(recipe.threads)
-        torch.manual_seed(recipe.seed)
         self.recipe, self.out = recipe, out
         self.fabric = fabric_module.Fabric(
             devices=recipe.processes,
@@ -93,6 +90,9 @@ class Trainer:
             precision=precision_of(recipe),
         )
         self.fabric.launch()
+        if recipe.threads:
+            torch.set_num_threads(recipe.threads)  # launching several processes chooses a number, too
+        torch.manual_seed(recipe.seed % (1 << 64))  # no more than torch takes
         self.first = self.fabric.global_rank == 0  # of the processes: the one that writes and prints
         self.course = make(recipe, self.fabric.global_rank)
         self.model = self.course.fresh_model()
@@ -160,14 +160,18 @@ class Trainer:
         schedule, step = self.recipe.schedule, self.step
         for group in self.optimizer.param_groups:
             group["lr"] = rate_at(step, schedule) * group["scale"]
-        torch.manual_seed((self.recipe.seed * MANY + step) * MANY + self.fabric.global_rank)
+        torch.manual_seed(_mixed(self.recipe.seed, step, self.fabric.global_rank))
         terms = self.course.terms(self.wrapped, batch, step)
         total = torch.stack(list(terms.values())).sum()
         self._require_finite(terms, total, batch)
         self.optimizer.zero_grad()
         self.fabric.backward(total)
         if schedule.clip is not None:
-            self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=schedule.clip)
+            # Half floats overflow now and then: their optimiser leaves out that step, and lowers its scale.
+            strict = self.recipe.precision != "16-mixed"
+            self.fabric.clip_gradients(
+                self.wrapped, self.optimizer, max_norm=schedule.clip, error_if_nonfinite=strict
+            )
         self.optimizer.step()
         keep(self.model, self.masks)
         self.average.update(self.model, step)
@@ -195,7 +199,8 @@ class Trainer:
         """All steps that are left; the last averages of the loss terms.
 
         `saved` is called in the first process whenever a checkpoint and the averaged weights are written.
-        Raises KeyboardInterrupt after saving a checkpoint when Ctrl-C or SIGTERM asked to stop.
+        Raises KeyboardInterrupt after saving a checkpoint when Ctrl-C or SIGTERM asked to stop; in the first
+        process alone: if another failed, Fabric would kill the first while it saves.
         """
         batches = self.course.batches(self.step)
         schedule = self.recipe.schedule
@@ -215,7 +220,7 @@ class Trainer:
                 if self.step % schedule.checkpoint_steps == 0:
                     self._save_and(saved)
             self._save_and(saved)
-        if self.step < schedule.steps:
+        if self.first and self.step < schedule.steps:
             raise KeyboardInterrupt
         return recent
 
@@ -256,6 +261,11 @@ class Trainer:
             yield write
 
 
+def _mixed(*numbers: int) -> int:
+    """A seed for torch, which takes 64 bits, of numbers of any size."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
 def _weights(model: str, named: str) -> Path:
     return shipped_weights(model) if named == "shipped" else Path(named)
 
@@ -280,5 +290,6 @@ def _difference(before: Recipe, now: Recipe) -> str:
         return result
 
     old, new = flat(before.model_dump()), flat(now.model_dump())
-    key = next(key for key in new if old[key] != new[key])
-    return f"{key} was {old[key]!r}, is {new[key]!r}"
+    # A section that one of them has not, such as `teacher`, has no keys there.
+    key = next(key for key in (*new, *old) if old.get(key) != new.get(key))
+    return f"{key} was {old.get(key)!r}, is {new.get(key)!r}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -148,5 +151,16 @@ def _raised(values: Iterable[Item | EdgeposeError]) -> Iterator[Item]:
 
 
 def _be_quiet(_: int) -> None:
-    """Ctrl-C is the main process's to handle."""
+    """Ctrl-C and SIGTERM, which often come to all processes at once, are the main process's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """SIGTERM from the main process itself ends us: it waits for that when it exits with an error."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)

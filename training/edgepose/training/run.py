@@ -8,6 +8,7 @@ from typing import Any
 from edgepose.calibration.dataset import open_dataset
 from edgepose.runtime.drafts import write_json
 from edgepose.runtime.errors import EdgeposeError
+from edgepose.training.evaluation import require_people
 from edgepose.training.loop import CHECKPOINT, RECIPE, WEIGHTS, Trainer
 from edgepose.training.models import load_published
 from edgepose.training.sections import Recipe
@@ -20,11 +21,14 @@ def train_and_score(recipe: Recipe, out: Path, resume: bool = False) -> dict[str
 
     With several processes only the first one has figures, the others get None.
 
-    Raises EdgeposeError when `out` holds another run, or has none to resume.
+    Raises EdgeposeError when `out` holds another run, or has none to resume, and when nobody can be scored.
     """
     if not resume and (out / CHECKPOINT).exists():
         raise EdgeposeError(f"{out}: holds a training run already; add --resume, or choose another --out")
-    validation = open_dataset(recipe.data.validation) if recipe.data.validation else None
+    validation = None
+    if recipe.data.validation:
+        validation = open_dataset(recipe.data.validation)
+        require_people(validation, recipe.data.validation)  # else found after all the training
     trainer = Trainer(recipe, out)
     if resume:
         trainer.resume()

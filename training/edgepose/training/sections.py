@@ -74,8 +74,7 @@ class Recipe(Section):
     """A whole run, as far as the loop knows it."""
 
     model: str
-    # The loop seeds torch with 64 bits: 20 of them are the step's, 20 the process's.
-    seed: Annotated[int, Field(ge=0, lt=1 << 24)] = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     initial: str | None = None  # weights to start from: a file, or "shipped"; null: random
     teacher: Teacher | None = None  # null: the labels alone
     # 2:4: of every 4 inputs of an output the 2 largest weights at the start stay, the others stay 0

@@ -24,12 +24,12 @@ from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown.crop import F64, Regions, prepare
 from edgepose.runtime.topdown.score import each_once, poses
 from edgepose.runtime.topdown.twostage import TwoStage
+from edgepose.training.evaluation import MIN_HEIGHT_PX
 from edgepose.training.models.sharpose.deploy import CoarseGraph, FineGraph
 from edgepose.training.models.sharpose.network import SharPose
 from edgepose.training.topdown_data import croppable
 
 NOBODY, EVERYBODY = -np.inf, np.inf  # limits of the quality below which people are looked at again
-MIN_HEIGHT_PX = 48.0
 
 
 class TorchGraph:
@@ -152,5 +152,13 @@ def score_two_stage(model: SharPose, dataset: Dataset, spec: Spec) -> dict[str, 
         "ap_all": operating(looks, limit, skeleton, 0.0).score.ap,
         "ap_coarse": operating(looks, NOBODY, skeleton).score.ap,
         "ap_fine": operating(looks, EVERYBODY, skeleton).score.ap,
-        "quality_correlation": float(np.corrcoef(quality, similar)[0, 1]),
+        "quality_correlation": correlation(quality, similar),
     }
+
+
+def correlation(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float | None:
+    """Pearson's, of (P,) values each; None where there is none, as of one person."""
+    spread = np.ptp(np.stack([a, b]), axis=1)
+    if not (np.isfinite(spread) & (spread > 0)).all():
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
