@@ -143,7 +143,7 @@ def test_a_still_part_of_a_file_is_played_however_long(monkeypatch: pytest.Monke
     monkeypatch.setattr(supervise, "time", clock)
     still = iter([frozen, frozen, ended])
     source = Scripted(2, lambda: next(still)())
-    run = Run([source], once=True, patience=capture.PATIENCE[File])
+    run = Run([source], patience=capture.PATIENCE[File])
     run.supervisor.run()
     assert (run.frames, run.supervisor.losses) == (2 + 2, 0)
 

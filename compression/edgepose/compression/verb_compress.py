@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 import numpy as np
-from click.core import ParameterSource
 
 from edgepose.calibration.boxes import Labels, open_detector, read_detections
 from edgepose.calibration.calibration_set import CalibrationSet, audit, load_calibration_set, require_useful
@@ -33,6 +32,7 @@ from edgepose.compression.steps import SUFFIXES, open_steps, run_steps
 from edgepose.compression.torch_quantize import quantize_torch, save_quantized_torch
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.drafts import draft_folder
+from edgepose.runtime.flags import FiniteRange, given
 from edgepose.runtime.preprocess import U8, normalise
 from edgepose.runtime.progress import track
 from edgepose.runtime.spec import Spec
@@ -81,13 +81,22 @@ KEPT_FRAMES = 4  # calibration pictures that travel on as golden inputs
     "synthetic:… or COCO files, none of them of the calibration set.",
 )
 @click.option(
-    "--max-ap-loss", default=1.0, show_default=True, help="Gate of --auto: points of AP that may be lost."
+    "--max-ap-loss",
+    type=FiniteRange(0, 100),
+    default=1.0,
+    show_default=True,
+    help="Gate of --auto: points of AP that may be lost.",
 )
 @click.option(
-    "--max-drift", default=1.0, show_default=True, help="Gate of --auto: median drift, pixels of the input."
+    "--max-drift",
+    type=FiniteRange(0),
+    default=1.0,
+    show_default=True,
+    help="Gate of --auto: median drift, pixels of the input.",
 )
 @click.option(
     "--min-height",
+    type=FiniteRange(0),
     default=0.0,
     show_default=True,
     help="Of --auto: leave out people lower than this, in pixels.",
@@ -154,12 +163,10 @@ def compress(
 
 def _require_of_use(recipe: bool) -> None:
     """Refuse options that would do nothing: most beside a recipe of steps, gates without --auto."""
-    context = click.get_current_context()
-    source = context.get_parameter_source
-    given = {name for name in context.params if source(name) is ParameterSource.COMMANDLINE}
-    if recipe and given - OF_RECIPES:
+    asked = given()
+    if recipe and asked - OF_RECIPES:
         raise click.UsageError("a recipe of steps says all itself; give --out and --json alone")
-    if "auto" not in given and given & OF_AUTO:
+    if "auto" not in asked and asked & OF_AUTO:
         raise click.UsageError("--max-ap-loss, --max-drift and --min-height are for --auto; give it, too")
 
 

@@ -21,6 +21,7 @@ from edgepose.calibration.onboard import ap_losses
 from edgepose.runtime.bench import Timing, alternate
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError, GateFailed
+from edgepose.runtime.flags import FiniteRange
 from edgepose.runtime.trt import trtexec
 from edgepose.runtime.trt.board import require_board
 from edgepose.runtime.trt.build import DEFAULT_LEVEL, Settings
@@ -77,6 +78,7 @@ CHOSEN = ("int8", "fp16")  # INT8 transformers are often slower than FP16, so bo
 @click.option("--rounds", type=click.IntRange(3), default=50, show_default=True, help="Timed runs of each.")
 @click.option(
     "--max-drift",
+    type=FiniteRange(0),
     default=1.0,
     show_default=True,
     help="Gate: median pixels of the input that joints may be from FP32's in the golden pictures.",
@@ -84,6 +86,7 @@ CHOSEN = ("int8", "fp16")  # INT8 transformers are often slower than FP16, so bo
 @click.option("--data", help="Labelled pictures, synthetic:… or COCO files: adds the gate on AP.")
 @click.option(
     "--max-ap-loss",
+    type=FiniteRange(0, 100),
     default=1.0,
     show_default=True,
     help="Gate, with --data: points of AP that may be lost to FP32.",

@@ -31,8 +31,8 @@ from edgepose.export.lint import NEWEST_OPSET, RULES, errors, lint
 from edgepose.export.simplify import simplify
 from edgepose.export.specs import CONTRACTS, spec_of
 from edgepose.export.trace import trace
-from edgepose.runtime.bundle import INDEX, ZIP_SUFFIX, Bundle
-from edgepose.runtime.drafts import draft_file, require_new, require_replaceable
+from edgepose.runtime.bundle import Bundle, require_replaceable
+from edgepose.runtime.drafts import draft_file, require_new
 from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.runtime.flags import given
 from edgepose.runtime.golden import apart
@@ -125,8 +125,7 @@ def export(
         raise click.UsageError("give MODEL and --out, or --lint FILE")
     if compressed is not None and (weights is not None or options):
         raise click.UsageError("--compressed has its graph already; leave out --weights and --option")
-    if out.suffix != ZIP_SUFFIX:
-        require_replaceable(out, INDEX)
+    require_replaceable(out)
     if compressed is not None:
         parts = _compressed_parts(model, compressed)
     else:

@@ -135,6 +135,14 @@ def seal(index: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, separators=(",", ":")).encode()).hexdigest()
 
 
+def require_replaceable(path: Path) -> None:
+    """Raises EdgeposeError when `publish` would not write there: it replaces no folder but a bundle's."""
+    if path.suffix == ZIP_SUFFIX or not path.exists() or (path / INDEX).is_file():
+        return
+    if path.is_file() or any(path.iterdir()):
+        raise EdgeposeError(f"{path}: exists and is not a bundle; choose another --out")
+
+
 def publish(content: Path, path: Path, spec: Spec, provenance: dict[str, Any]) -> Bundle:
     """Write the files of folder `content` as the bundle `path` (a folder, or a zip by its .edgepose).
 
@@ -155,8 +163,7 @@ def publish(content: Path, path: Path, spec: Spec, provenance: dict[str, Any]) -
             for name in names:
                 archive.write(content / name, name)
     else:
-        if path.exists() and not (path / INDEX).is_file() and (path.is_file() or any(path.iterdir())):
-            raise EdgeposeError(f"{path}: exists and is not a bundle; choose another --out")
+        require_replaceable(path)
         with draft_folder(path, replace=True) as temporary:
             (temporary / INDEX).write_text(text, encoding="utf-8")
             for name in names:

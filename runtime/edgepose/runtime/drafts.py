@@ -60,12 +60,6 @@ def require_new(path: Path) -> None:
         raise EdgeposeError(f"{path}: exists already; choose another --out or remove it")
 
 
-def require_replaceable(path: Path, index: str) -> None:
-    """Raises EdgeposeError when `path` is a file, or a folder of other things than what has an `index`."""
-    if path.exists() and not (path / index).is_file() and (path.is_file() or any(path.iterdir())):
-        raise EdgeposeError(f"{path}: exists and is not a bundle; choose another --out")
-
-
 def write_json(path: Path, value: Any) -> None:
     """Indented UTF-8 JSON, complete or not at all. Not-a-number is refused (ValueError)."""
     with draft_file(path) as temporary:

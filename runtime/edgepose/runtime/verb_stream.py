@@ -18,6 +18,7 @@ from edgepose.runtime.backend import BEST, DEVICES, open_backend
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError, MissingLibrary
 from edgepose.runtime.estimator import Estimator
+from edgepose.runtime.flags import FiniteRange
 from edgepose.runtime.poses import Poses
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.signals import handled
@@ -96,7 +97,7 @@ _SWITCH_S = 0.001
 )
 @click.option(
     "--budget-ms",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     metavar="MS",
     help="From frame to poses, both networks together; what is left of it is spent on refining.",
 )
@@ -104,7 +105,7 @@ _SWITCH_S = 0.001
 @click.option("--size", "size_text", metavar="WxH", help="Size of the stream; the source's by default.")
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     help="Least expected OKS: 0.5 keeps poses expected to reach OKS 0.5. The bundle's by default.",
 )
 @click.option(
@@ -116,9 +117,7 @@ _SWITCH_S = 0.001
     help="Viewers must give this; on the command line others on this machine can read it.",
 )
 @click.option("--once", is_flag=True, help="Stop at the end of a file instead of beginning again.")
-@click.option(
-    "--duration", type=click.FloatRange(0, min_open=True), metavar="S", help="Stop after S seconds."
-)
+@click.option("--duration", type=FiniteRange(0, min_open=True), metavar="S", help="Stop after S seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the final summary as JSON.")
 def stream(
     source_text: str,

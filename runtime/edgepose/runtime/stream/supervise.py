@@ -117,7 +117,7 @@ class Supervisor:
         if newest is None:
             if self._seen:
                 self._tell_silence()
-        elif time.monotonic() - self._shown_s >= _STILL_S:
+        elif not self._once and time.monotonic() - self._shown_s >= _STILL_S:
             self._deliver(replace(newest, clock_ns=time.monotonic_ns()))
 
     def _next(self, source: Source, fresh: bool) -> Frame | None:
