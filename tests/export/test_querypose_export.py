@@ -224,7 +224,8 @@ def test_the_torch_network_is_quantized_by_the_same_plan() -> None:
     picture = torch.from_numpy(pictures(1))
     plan = torch_plan(fold_batch_norm(network, picture), picture, "querypose")
     convolutions = {name for name in plan if "/conv" in name}
-    assert convolutions == {"embedding/raise_/0/conv_transpose2d/0", "embedding/attend/conv2d/0"}
+    embedding = "pose_stages/0/embedding"
+    assert convolutions == {f"{embedding}/raise_/0/conv_transpose2d/0", f"{embedding}/attend/conv2d/0"}
     changed = quantize_torch(network, [pictures(1)], "querypose")
     with torch.no_grad(), without_compiler():
         before, after = (
