@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -42,6 +43,16 @@ def test_errors_become_one_sentence_and_their_exit_code(error, code, capsys) -> 
     assert out == ""
     assert "Traceback" not in err
     assert err.strip()
+
+
+def test_a_full_disk_is_told_as_that_before_anything_is_written(tmp_path, capsys, monkeypatch) -> None:
+    def full(prefix: str, dir: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", f"{dir}/{prefix}x")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
+    assert cli.guarded(lambda: write_json(tmp_path / "out.json", {})) == 2
+    said = "the disk is full; free some space and run it again"
+    assert capsys.readouterr().err == f"edgepose: {tmp_path / 'out.json'}: {said}\n"
 
 
 @pytest.mark.parametrize(

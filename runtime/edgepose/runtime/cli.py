@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from edgepose.runtime.errors import SOURCE, EdgeposeError, missing
+from edgepose.runtime.errors import DISK_FULL, SOURCE, EdgeposeError, missing
 
 
 class Verb(NamedTuple):
@@ -56,7 +56,6 @@ Exit codes: 0 done; 1 a gate failed (the figures are printed); 2 something you g
 missing; 4 hardware (camera, port, encoder, GPU); 130 interrupted.
 """
 
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 # With the name of a file these speak of a path that was given; without one, of a call of ours.
 WRONG_PATH = {
     *(errno.EACCES, errno.EPERM, errno.EROFS),

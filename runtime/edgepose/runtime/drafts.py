@@ -12,16 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.errors import DISK_FULL, EdgeposeError
 
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """A path in a hidden folder on the same disk. Raises EdgeposeError naming `path` when it cannot be."""
+    """A path in a hidden folder on the same disk.
+
+    Raises EdgeposeError naming `path` when it cannot be, of a full disk OSError.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         hidden = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
+        if error.errno in DISK_FULL:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise EdgeposeError(f"{path}: {error.strerror}; give another path or the right to use it") from error
     with hidden as folder:
         yield Path(folder) / path.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 from types import ModuleType
 from typing import ClassVar
@@ -30,6 +31,8 @@ class HardwareError(EdgeposeError):
 
     exit_code: ClassVar[int] = 4
 
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 _WORKSTATION = "pip install 'edgepose[workstation]'"
 _STREAM = "pip install 'edgepose[stream]'"
