@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgepose.runtime.backend_onnxruntime import OnnxRuntimeBackend
+from edgepose.runtime import backend_onnxruntime
+from edgepose.runtime.backend_onnxruntime import OnnxRuntimeBackend, adds_in_32_bits, session_options
 from edgepose.runtime.errors import EdgeposeError
 
 CHANNELS = 64
@@ -50,6 +51,31 @@ def test_large_products_do_not_overflow(tmp_path: Path) -> None:
         found = backend.run({"x": np.full((1, CHANNELS, 8, 8), 255, np.float32)})["y"]
     exact = CHANNELS * 255 * 127
     assert np.unique(found) == pytest.approx(round(exact / 2**15) * 2**15)
+
+
+@pytest.mark.parametrize(
+    ("said", "exact"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni amx_int8\n", True),
+        ("flags\t\t: fpu avx2 avx_vnni\n", True),
+        ("model name\t: Some avx_vnni_less CPU\nflags\t\t: fpu avx2 avx512f\n", False),
+        (None, False),
+    ],
+)
+def test_slower_kernels_are_asked_for_only_where_the_others_may_overflow(
+    said: str | None, exact: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    if said is not None:
+        cpuinfo.write_text(said)
+    assert adds_in_32_bits(cpuinfo) == exact
+    monkeypatch.setattr(backend_onnxruntime, "adds_in_32_bits", lambda: exact)
+    asked = session_options().get_session_config_entry
+    if exact:
+        with pytest.raises(RuntimeError):
+            asked("session.x64quantprecision")
+    else:
+        assert asked("session.x64quantprecision") == "1"
 
 
 def test_a_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:

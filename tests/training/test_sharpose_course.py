@@ -197,8 +197,7 @@ def test_a_batch_is_the_same_from_worker_processes_and_after_a_resume() -> None:
     for batches in (shared.batches(0), [*whole[:2], *plain.batches(2)]):
         for a, b in zip(whole, batches, strict=True):
             assert a.ids == b.ids
-            assert torch.equal(a.images, b.images)
-            assert all(torch.equal(x, y) for x, y in zip(a.targets, b.targets, strict=True))
+            assert all(torch.equal(x, y) for x, y in zip(a[:-1], b[:-1], strict=True))
 
 
 def coco(folder: Path) -> Path:
@@ -320,12 +319,13 @@ def test_guidance_teaches_the_tokens_to_look_at_their_joints() -> None:
     plan.begin(model)
     config = model.config
     images = normalised(batch.images, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    targets = plan.targets(batch, torch.device("cpu"))
     optimizer, missed = torch.optim.Adam(model.parameters(), 3e-3), []
     for _ in range(12):
         with watched(model.backbone.blocks) as seen:
             order = model(images)["region_order"]
         assert len(seen) == 2 * config.depth
-        loss = guidance(seen, order, batch.targets, config)
+        loss = guidance(seen, order, targets, config)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from edgepose.training.models import build
 from edgepose.training.models.sharpose import PROFILES
-from edgepose.training.models.sharpose.losses import Loss, Targets, oks, quality_weight
+from edgepose.training.models.sharpose.losses import Loss, oks, quality_weight
 from edgepose.training.models.sharpose.network import SharPose
+from edgepose.training.models.sharpose.targets import Targets
 
 GOLDEN = Path(__file__).parents[3] / "shared/golden/sharpose"
 needs_golden = pytest.mark.skipif(

@@ -20,10 +20,11 @@ from edgepose.runtime.skeleton import COCO17
 from edgepose.training.models import build, load_published
 from edgepose.training.models.attention import Attention, DropPath
 from edgepose.training.models.sharpose import published
-from edgepose.training.models.sharpose.losses import Loss, Targets, heatmap_error, oks, peaks, quality_weight
+from edgepose.training.models.sharpose.losses import Loss, heatmap_error, oks, peaks, quality_weight
 from edgepose.training.models.sharpose.mae import load_mae
 from edgepose.training.models.sharpose.mining import by_cell
 from edgepose.training.models.sharpose.network import Coarse, Config, SharPose
+from edgepose.training.models.sharpose.targets import Targets
 
 TINY = "sharpose_tiny_128x96"
 OUTPUTS = ("coarse_heatmaps", "quality", "refined", "region_order", "heatmaps")

@@ -1,10 +1,12 @@
-"""The preprocessing kernel, built by a host compiler, against the numpy and OpenCV reference."""
+"""The preprocessing kernel, built by a host compiler and run on a GPU if there is one, beside the CPU's."""
 
 from __future__ import annotations
 
 import ctypes
 import dataclasses
 import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +16,83 @@ import numpy as np
 import pytest
 
 from edgepose.runtime import preprocess
-from edgepose.runtime.errors import EdgeposeError, MissingLibrary
+from edgepose.runtime.errors import EdgeposeError, HardwareError, MissingLibrary
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown import crop
 from edgepose.runtime.topdown.crop import Regions
 from edgepose.runtime.trt import nvrtc
-from edgepose.runtime.trt.kernel import SOURCE, Source, crop_task, letterbox_task
+from edgepose.runtime.trt.cuda import any_library, open_cuda
+from edgepose.runtime.trt.driver import require_gpu
+from edgepose.runtime.trt.kernel import SOURCE, Source, blocks, crop_task, letterbox_task
 from edgepose.runtime.trt.nvrtc import compiled
 
 SPEC = Spec("qrpose", "qrpose_tiny", 96, 64)
 LIMIT = 1.5  # of 255, before normalising: the issue's own
 
 
-@pytest.fixture(scope="module")
-def kernel() -> ctypes.CDLL:
+Run = Callable[..., Any]
+
+
+def on_host() -> Iterator[Run]:
+    """By a compiler of this machine, called with numpy's memory."""
     if host_kernel.compiler() is None:
         pytest.skip("no C++ compiler (c++) to build the kernel for the host")
-    return ctypes.CDLL(str(host_kernel.build()))
+    library = ctypes.CDLL(str(host_kernel.build()))
+
+    def run(planes: tuple[Any, Any], task: bytes, inverses: Any, out: Any) -> None:
+        pointers = [
+            None if p is None else p.ctypes.data_as(ctypes.c_void_p) for p in (*planes, out, inverses)
+        ]
+        library.prepare_on_host(*pointers[:3], ctypes.c_char_p(task), pointers[3], len(out))
+
+    yield run
 
 
-def run(kernel: ctypes.CDLL, planes: tuple[Any, Any], task: bytes, spec: Spec, inverses: Any = None) -> Any:
+def on_gpu() -> Iterator[Run]:
+    """By NVRTC, on the device; needs no TensorRT."""
+    try:
+        gpu = require_gpu()
+        cuda = open_cuda(any_library())
+        cubin = compiled(SOURCE.read_bytes(), gpu.sm)
+    except (HardwareError, MissingLibrary) as error:
+        pytest.skip(f"no GPU to run the kernel on: {error}")
+
+    def run(planes: tuple[Any, Any], task: bytes, inverses: Any, out: Any) -> None:
+        spec = dataclasses.replace(SPEC, width=out.shape[3], height=out.shape[2])
+        with cuda.current(), ExitStack() as freed:
+            stream, addresses, buffers = cuda.stream(), [], []
+            for array in (*planes, out, inverses):
+                if array is None:
+                    addresses.append(0)
+                    continue
+                buffer = cuda.allocate(array.nbytes, mapped=False)
+                freed.callback(cuda.free, buffer)
+                buffer.host[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+                cuda.upload(buffer, array.nbytes, stream)
+                addresses.append(buffer.address)
+                buffers.append(buffer)
+            arguments = (*addresses[:3], task, addresses[3])
+            cuda.launch(cuda.kernel(cubin, "prepare_f32"), blocks(spec, len(out)), arguments, stream)
+            made = next(buffer for buffer in buffers if buffer.address == addresses[2])
+            cuda.download(made, out.nbytes, stream)
+            cuda.wait(stream)
+            out.reshape(-1).view(np.uint8)[:] = made.host
+
+    yield run
+    cuda.close()
+
+
+@pytest.fixture(scope="module", params=[on_host, on_gpu], ids=["host", "gpu"])
+def kernel(request: pytest.FixtureRequest) -> Iterator[Run]:
+    """Fills `out` from planes, a task and inverses."""
+    yield from request.param()
+
+
+def run(kernel: Run, planes: tuple[Any, Any], task: bytes, spec: Spec, inverses: Any = None) -> Any:
     """(B, 3, height, width), filled with not-a-number first: a pixel left out is seen."""
     batch = 1 if inverses is None else len(inverses)
     out = np.full((batch, 3, spec.height, spec.width), np.nan, np.float32)
-    pointers = [None if p is None else p.ctypes.data_as(ctypes.c_void_p) for p in (*planes, out, inverses)]
-    kernel.prepare_on_host(*pointers[:3], ctypes.c_char_p(task), pointers[3], batch)
+    kernel(planes, task, inverses, out)
     return out
 
 

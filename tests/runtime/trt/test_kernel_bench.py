@@ -28,8 +28,8 @@ def test_the_copy_moves_the_bytes_that_the_kernel_reads_and_writes(
     library: str, install, monkeypatch
 ) -> None:
     gpu = install("10.3")
-    cuda, copied, seen = open_cuda(library), [], []
-    original_copy, original_launch = type(cuda).copy, type(cuda).launch
+    cuda, copied, written, seen = open_cuda(library), [], [], []
+    original_copy, original_launch, original_wait = type(cuda).copy, type(cuda).launch, type(cuda).wait
 
     def copy(self: Any, target: int, origin: int, size: int, stream: int) -> None:
         original_copy(self, target, origin, size, stream)
@@ -37,17 +37,23 @@ def test_the_copy_moves_the_bytes_that_the_kernel_reads_and_writes(
 
     def launch(self: Any, kernel: Any, blocks: Any, arguments: Any, stream: int) -> None:
         original_launch(self, kernel, blocks, arguments, stream)
-        seen.append(np.frombuffer(ctypes.string_at(arguments[2], 4 * 3 * 32 * 32), np.float32))
+        written.append(arguments[2])
+
+    def wait(self: Any, stream: int) -> None:
+        original_wait(self, stream)
+        if written:
+            seen.append(np.frombuffer(ctypes.string_at(written[-1], 4 * 3 * 32 * 32), np.float32))
 
     monkeypatch.setattr(type(cuda), "copy", copy)
     monkeypatch.setattr(type(cuda), "launch", launch)
+    monkeypatch.setattr(type(cuda), "wait", wait)
     found = kernel_bench.shares(cuda, host_kernel.cubin(SOURCE.read_bytes(), gpu.sm), SPEC, (96, 64), 3)
     cuda.close()
     assert [share.format for share in found] == ["NV12", "RGBA", "BGR"]
     assert all(0 < share.low <= share.of_copy <= share.high for share in found)
     moved = [2 * size - 4 * 3 * 32 * 32 for size in dict.fromkeys(copied)]
     assert moved == [96 * 64 * 3 // 2, 96 * 64 * 4, 96 * 64 * 3]
-    assert len(copied) == len(seen)
+    assert len(copied) == len(written)
     fresh = np.full((64, 96, 3), 0xCB, np.uint8)  # what memory is full of
     np.testing.assert_allclose(seen[-1].reshape(1, 3, 32, 32), prepare(fresh, SPEC)[0], atol=1e-6)
     assert (gpu.blocks, gpu.pinned, gpu.has_context()) == ({}, {}, False)

@@ -19,11 +19,11 @@ class Average:
     def update(self, model: nn.Module, step: int) -> None:
         """After step number `step` (from 0)."""
         share = 1 - min(self._decay, (1 + step) / (FIRST_STEPS + step))
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                self.state[name].lerp_(value, share)
-            else:
-                self.state[name].copy_(value)
+        now = model.state_dict()
+        floating = [name for name, value in now.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.state[name] for name in floating], [now[name] for name in floating], share)
+        for name in now.keys() - floating:
+            self.state[name].copy_(now[name])
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Continue from a checkpoint."""

@@ -1,4 +1,4 @@
-"""Training crops: which person each step sees, how they are changed, and what is to be learnt from them."""
+"""Training crops: which person each step sees, and how they are changed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from torch.utils.data import Subset
 from edgepose.calibration.sample import Person, Sample
 from edgepose.runtime.topdown.crop import F64
 from edgepose.training.data import recolour
-from edgepose.training.models.sharpose.losses import Targets
 from edgepose.training.order import index_at, open_share, random_at, read_all
 from edgepose.training.sections import Data, NonNegative, Recipe
 from edgepose.training.topdown_data import (
@@ -24,7 +23,6 @@ from edgepose.training.topdown_data import (
     Size,
     croppable,
     example,
-    heatmap_targets,
     mirror,
     vary,
 )
@@ -44,10 +42,12 @@ class CropRecipe(Recipe):
 
 
 class CropBatch(NamedTuple):
-    """Crops (B, H, W, 3) uint8 BGR and what is to be seen in them."""
+    """Crops (B, H, W, 3) uint8 BGR and who is to be seen in them."""
 
     images: Tensor
-    targets: Targets
+    joints: Tensor  # (B, K, 2) x, y in crop pixels
+    labelled: Tensor  # (B, K) bool
+    sides: Tensor  # (B, 2) width and height in picture pixels of what was cropped
     ids: tuple[int, ...]  # (B,) of the pictures that they are cut from
 
 
@@ -96,26 +96,13 @@ class Crops(TorchDataset[tuple[Example, int]]):
         return (mirror(seen) if mirrored else seen), sample.image_id
 
 
-@dataclass(frozen=True, slots=True)
-class Collate:
-    """Crops to a batch, in a form that worker processes can be sent."""
-
-    size: Size  # width, height of a crop
-    map_size: Size  # width, height of a heatmap
-    sigma: float  # heatmap pixels
-
-    def __call__(self, crops: Sequence[tuple[Example, int]]) -> CropBatch:
-        examples, ids = zip(*crops, strict=True)
-        maps, weights = heatmap_targets(
-            np.stack([one.joints for one in examples]),
-            np.stack([one.labelled for one in examples]),
-            self.size,
-            self.map_size,
-            self.sigma,
-        )
-        sides = np.stack([one.sides for one in examples])
-        return CropBatch(
-            torch.from_numpy(np.stack([one.image for one in examples])),
-            Targets(*(torch.from_numpy(array) for array in (maps, weights, sides))),
-            ids,
-        )
+def collate(crops: Sequence[tuple[Example, int]]) -> CropBatch:
+    """Crops, and the pictures that they are cut from, to a batch."""
+    examples, ids = zip(*crops, strict=True)
+    return CropBatch(
+        torch.from_numpy(np.stack([one.image for one in examples])),
+        torch.from_numpy(np.stack([one.joints for one in examples])),
+        torch.from_numpy(np.stack([one.labelled for one in examples])),
+        torch.from_numpy(np.stack([one.sides for one in examples])),
+        ids,
+    )

@@ -90,6 +90,8 @@ class Trainer:
             precision=precision_of(recipe),
         )
         self.fabric.launch()
+        if self.fabric.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32, as convolutions have it anyway
         if recipe.threads:
             torch.set_num_threads(recipe.threads)  # launching several processes chooses a number, too
         torch.manual_seed(recipe.seed % (1 << 64))  # no more than torch takes
@@ -176,7 +178,9 @@ class Trainer:
         keep(self.model, self.masks)
         self.average.update(self.model, step)
         self.step += 1
-        return {"total": float(total.detach()), **{name: float(t.detach()) for name, t in terms.items()}}
+        told = {"total": total, **terms}
+        values = torch.stack([value.detach() for value in told.values()]).tolist()  # one wait for a GPU
+        return dict(zip(told, values, strict=True))
 
     def _require_finite(self, terms: dict[str, Tensor], total: Tensor, batch: Batch) -> None:
         finite = bool(total.isfinite())

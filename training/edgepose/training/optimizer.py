@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -34,29 +34,41 @@ class Muon(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step from the gradients that there are."""
-        kept: list[tuple[Tensor, Tensor]] = []
+        kept: list[tuple[Tensor, Tensor | None]] = []
         for group in self.param_groups:
             if not group["orthogonal"]:
                 continue
+            alike: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._turn(parameter, parameter.grad, group)
-                    kept.append((parameter, parameter.grad))
-                    parameter.grad = None  # AdamW passes it by
+                    alike.setdefault(parameter.shape, []).append(parameter)
+            for parameters in alike.values():
+                self._turn(parameters, group)
+                kept += [(parameter, parameter.grad) for parameter in parameters]
+        for parameter, _ in kept:
+            parameter.grad = None  # AdamW passes it by
         super().step(closure)
         for parameter, gradient in kept:
             parameter.grad = gradient
 
-    def _turn(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _turn(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Parameters of one shape together: a GPU waits for the calls, not for the products."""
+        gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
+        momenta = [self._momentum(parameter) for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        ahead = torch.stack(torch._foreach_lerp(gradients, momenta, MOMENTUM))  # Nesterov's
+        blocks = torch.unflatten(ahead.flatten(2), 1, (group["orthogonal"], -1))
+        length = LENGTH * math.sqrt(max(blocks.shape[2:]))
+        turned = orthogonal(blocks).reshape(ahead.shape)
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_sub_(parameters, turned.unbind(), alpha=group["lr"] * length)
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if not state:
             state["exp_avg"] = torch.zeros_like(parameter)
-        momentum = state["exp_avg"].lerp_(gradient, 1 - MOMENTUM)
-        ahead = gradient.lerp(momentum, MOMENTUM).flatten(1)  # Nesterov's
-        blocks = torch.unflatten(ahead, 0, (group["orthogonal"], -1))
-        length = LENGTH * math.sqrt(max(blocks.shape[1:]))
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.sub_(orthogonal(blocks).reshape(parameter.shape), alpha=group["lr"] * length)
+        momentum: Tensor = state["exp_avg"]
+        return momentum
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

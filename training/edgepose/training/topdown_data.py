@@ -1,4 +1,4 @@
-"""Training crops: one labelled person each, changed at random, and the heatmaps to be learnt."""
+"""Training crops: one labelled person each, changed at random."""
 
 from __future__ import annotations
 
@@ -112,25 +112,3 @@ def mirror(seen: Example, skeleton: Skeleton = COCO17) -> Example:
     joints = seen.joints[order] * np.array([-1, 1], np.float32) + np.array([last, 0], np.float32)
     image = np.ascontiguousarray(seen.image[:, ::-1])
     return Example(image, joints, seen.labelled[order], seen.sides)
-
-
-def heatmap_targets(joints: F32, labelled: Bools, crop: Size, size: Size, sigma: float) -> tuple[F32, F32]:
-    """Joints (B, K, 2) in pixels of crops of size `crop` -> heatmaps (B, K, h, w) of `size`, weights (B, K).
-
-    A Gaussian of `sigma` heatmap pixels about the joint's real place, within 3 sigma of the joint's pixel.
-    The weight is 1 where the joint is `labelled` (B, K) and its hill is not beyond the map's edge, else 0
-    and the map is empty.
-    """
-    limit = np.array(size)
-    centres = joints.astype(np.float64) * (limit - 1) / (np.array(crop) - 1)
-    pixels = np.trunc(centres + 0.5)
-    reach = 3 * sigma
-    met = ((pixels - reach < limit) & (pixels + reach + 1 >= 0)).all(-1) & labelled
-    hills = []
-    for axis in (0, 1):
-        place = np.arange(size[axis])
-        hill = np.exp(-((place - centres[..., axis, None]) ** 2) / (2 * sigma**2))
-        hills.append(hill * (np.abs(place - pixels[..., axis, None]) <= reach))
-    across, down = hills
-    maps = down[..., :, None] * across[..., None, :] * met[..., None, None]
-    return maps.astype(np.float32), met.astype(np.float32)

@@ -130,7 +130,7 @@ class QrPoseCourse(Course[QrPoseRecipe, Batch]):
         people = People(*(value.to(grid.device) for value in batch.people))
         targets = assign(people, grid, recipe.loss.radius)
         count, hints = recipe.head_pixels, recipe.hint_pixels if recipe.network.kqe else 0
-        choose = Chooser(targets, grid, count, hints, torch.default_generator).choose if count else None
+        choose = Chooser(targets, grid, count, hints).choose if count else None
         images = normalised(batch.images.to(grid.device), self.spec.mean, self.spec.std)
         raw = cast(Raw, wrapped(images, choose))
         warm = max(0.0, 1 - step / max(1.0, recipe.loss.warm * recipe.schedule.steps))

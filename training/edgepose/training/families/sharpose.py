@@ -14,14 +14,15 @@ from edgepose.calibration.dataset import Dataset
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown.twostage import GRAPHS
 from edgepose.training.batch import normalised
-from edgepose.training.crops import Collate, CropBatch, CropData, CropRecipe, Crops
+from edgepose.training.crops import CropBatch, CropData, CropRecipe, Crops, collate
 from edgepose.training.families.course import Course, Group
 from edgepose.training.models.sharpose import config_of
 from edgepose.training.models.sharpose.guide import guidance, watched
-from edgepose.training.models.sharpose.losses import Loss, Targets, quality_weight, taught
+from edgepose.training.models.sharpose.losses import Loss, quality_weight, taught
 from edgepose.training.models.sharpose.mae import load_mae
 from edgepose.training.models.sharpose.network import Backbone, SharPose
 from edgepose.training.models.sharpose.scratch import start_from_scratch
+from edgepose.training.models.sharpose.targets import Targets, heatmaps
 from edgepose.training.order import loader
 from edgepose.training.sections import Fraction, MuonSchedule, NonNegative, Section
 from edgepose.training.topdown_evaluation import score_two_stage
@@ -139,13 +140,20 @@ class SharPoseCourse(Course[SharPoseRecipe, CropBatch]):
 
     def batches(self, first: int) -> Iterable[CropBatch]:
         crops = Crops(self.recipe, self._config.size, self.rank)
-        collate = Collate(self._config.size, self._config.map_size, self.recipe.data.sigma)
         return loader(crops, collate, self.recipe, first)
+
+    def targets(self, batch: CropBatch, device: torch.device) -> Targets:
+        """What is to be learnt from a batch; made on the device, where the heatmaps are large."""
+        joints, labelled, sides = (value.to(device) for value in (batch.joints, batch.labelled, batch.sides))
+        config = self._config
+        return Targets(
+            *heatmaps(joints, labelled, config.size, config.map_size, self.recipe.data.sigma), sides
+        )
 
     def terms(self, wrapped: nn.Module, batch: CropBatch, step: int) -> dict[str, Tensor]:
         device = next(wrapped.parameters()).device
         images = normalised(batch.images.to(device), self.spec.mean, self.spec.std)
-        targets = Targets(*(value.to(device) for value in batch.targets))
+        targets = self.targets(batch, device)
         schedule = self.recipe.schedule
         start = round(schedule.quality_start * schedule.steps)
         with watched(cast(Backbone, wrapped.backbone).blocks) as seen:

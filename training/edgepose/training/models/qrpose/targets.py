@@ -112,7 +112,7 @@ class Chooser:
     grid: Tensor  # (H*W, 2)
     count: int  # pixels a picture without hints, or more where people crowd
     hinted: int  # more of them with hints
-    generator: torch.Generator
+    generator: torch.Generator | None = None  # None: the device's own
 
     def choose(self, coarse: Tensor) -> Choice:
         """From coarse logits (B, H, W)."""
@@ -136,8 +136,8 @@ class Chooser:
         row = torch.arange(len(person), device=person.device)[:, None]
         joints, size = self.targets.joints[row, person], self.targets.area[row, person].sqrt()
         share = HINT_NOISE * self._random(person)  # of the person's size, another one for each pose
-        noise = torch.randn(joints.shape, generator=self.generator).to(joints.device)
+        noise = torch.randn(joints.shape, generator=self.generator, device=joints.device)
         return joints - self.grid[pixels][:, :, None] + noise * (share * size)[..., None, None]
 
     def _random(self, like: Tensor) -> Tensor:
-        return torch.rand(like.shape, generator=self.generator).to(like.device)
+        return torch.rand(like.shape, generator=self.generator, device=like.device)

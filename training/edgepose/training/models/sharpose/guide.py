@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from edgepose.training.models.attention import Heads
-from edgepose.training.models.sharpose.losses import Targets, peaks
+from edgepose.training.models.sharpose.losses import peaks
 from edgepose.training.models.sharpose.network import CELL, MAP_STRIDE, PATCH, Config
+from edgepose.training.models.sharpose.targets import Targets
 
 FLOOR = 1e-3  # of a probability, so that a joint nobody could see does not rule
 

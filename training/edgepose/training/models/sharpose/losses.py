@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from edgepose.runtime.skeleton import COCO17, Skeleton
+from edgepose.training.models.sharpose.targets import Targets
 
 QUALITY_WEIGHT = 0.03
-
-
-class Targets(NamedTuple):
-    """What training knows of B persons."""
-
-    heatmaps: Tensor  # (B, K, H, W)
-    weights: Tensor  # (B, K): 1 where the joint is labelled and in the map, else 0
-    boxes: Tensor  # (B, 2) width and height in picture pixels of the padded, augmented box that was cropped
 
 
 def quality_weight(epoch: int, start: int) -> float:
