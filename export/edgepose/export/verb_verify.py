@@ -194,7 +194,7 @@ def verify(
         made = EngineSettings(batches_for(opened.spec))
         options = Options(made, cuda, engines or default_root())
         settings = onboard.Settings(options, gates, min_height_px=least_px, threads=threads)
-        _on_board(opened, shown, settings, as_json)
+        _on_board(opened, shown, settings, as_json, per_joint)
         return
     ledger = _against_torch(opened, (weights, compressed), shown, gates, least_px, threads)
     # First what was measured: the bundle may be where nothing can be written.
@@ -209,6 +209,8 @@ def verify(
 def _require_of_use(on_board: bool) -> None:
     """Refuse options that would do nothing, or contradict each other."""
     asked = given()
+    if {"folder", "per_joint"} <= asked:
+        raise click.UsageError("--blame ranks layers and prints no joints: leave out --per-joint")
     if on_board and "folder" in asked:
         raise click.UsageError("--blame looks at the INT8 file, --on-board at engines: give one of them")
     if on_board and asked & OF_TORCH:
@@ -235,13 +237,15 @@ def _against_torch(
     return replace(ledger, environment=torch_environment())
 
 
-def _on_board(bundle: Bundle, shown: Shown, settings: onboard.Settings, as_json: bool) -> None:
+def _on_board(
+    bundle: Bundle, shown: Shown, settings: onboard.Settings, as_json: bool, per_joint: bool
+) -> None:
     found = onboard.verified(bundle, shown, settings)
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
     else:
         print(", ".join(f"{name} {value}" for name, value in found.board.items()))
-        _print(found.ledger, bundle.spec, per_joint=False)
+        _print(found.ledger, bundle.spec, per_joint)
         for line in onboard.lines(found):
             print(line)
     before = ledger_in(bundle)

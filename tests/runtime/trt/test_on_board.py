@@ -236,11 +236,21 @@ def test_a_network_that_sees_people_one_by_one_is_verified_and_built_too(
     assert report["graphs"]["coarse"]["accuracy"]["fp32"]["ap_loss"] == pytest.approx(0)
 
 
+def test_the_joints_are_printed_where_they_are_asked_for(run, install) -> None:
+    install("10.3")
+    assert "left_ankle" not in run()[1]
+    code, out, err = run("--per-joint")
+    assert code == 0, err
+    assert "left_ankle" in out
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (("--weights", "x"), "leave out --weights and --compressed"),
         (("--boxes", "truth"), "leave out --boxes"),
+        (("--blame", "x"), "give one of them"),
+        (("--blame", "x", "--per-joint"), "leave out --per-joint"),
     ],
 )
 def test_what_does_not_belong_on_a_board_is_refused(words, sentence: str, run, install) -> None:
