@@ -56,6 +56,17 @@ def test_a_kernel_is_the_matrix_of_its_output_channels() -> None:
     torch.testing.assert_close(ours(start, gradients, 1).flatten(1), flat)
 
 
+def test_parameters_of_one_shape_learn_each_by_itself() -> None:
+    start, gradients = started((16, 24), steps=8)
+    first, second = (torch.nn.Parameter(factor * start) for factor in (1, -3))
+    optimizer = Muon([{"params": [first, second], "weight_decay": 0.1, "orthogonal": 1}], 0.02)
+    for one, other in zip(gradients[:4], gradients[4:], strict=True):
+        first.grad, second.grad = one.clone(), other.clone()
+        optimizer.step()
+    torch.testing.assert_close(first.detach(), ours(start, gradients[:4], 1))
+    torch.testing.assert_close(second.detach(), ours(-3 * start, gradients[4:], 1))
+
+
 def test_other_groups_learn_as_with_adamw() -> None:
     start, gradients = started((8, 5))
     parameter = torch.nn.Parameter(start.clone())
