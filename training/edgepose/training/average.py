@@ -22,7 +22,7 @@ class Average:
         now = model.state_dict()
         floating = [name for name, value in now.items() if value.is_floating_point()]
         torch._foreach_lerp_([self.state[name] for name in floating], [now[name] for name in floating], share)
-        for name in now.keys() - floating:
+        for name in now.keys() - set(floating):  # counters
             self.state[name].copy_(now[name])
 
     def load(self, state: dict[str, Tensor]) -> None:

@@ -52,7 +52,7 @@ class Muon(torch.optim.AdamW):
             parameter.grad = gradient
 
     def _turn(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """Parameters of one shape together: a GPU waits for the calls, not for the products."""
+        """Parameters of one shape together: as many calls for all of them as for one."""
         gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
         momenta = [self._momentum(parameter) for parameter in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)

@@ -7,8 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Size = tuple[int, int]  # width, height
-
 
 class Targets(NamedTuple):
     """What training knows of B persons."""
@@ -18,9 +16,12 @@ class Targets(NamedTuple):
     boxes: Tensor  # (B, 2) width and height in picture pixels of the padded, augmented box that was cropped
 
 
-def heatmaps(joints: Tensor, labelled: Tensor, crop: Size, size: Size, sigma: float) -> tuple[Tensor, Tensor]:
+def heatmaps(
+    joints: Tensor, labelled: Tensor, crop: tuple[int, int], size: tuple[int, int], sigma: float
+) -> tuple[Tensor, Tensor]:
     """Joints (B, K, 2) in pixels of crops of size `crop` -> heatmaps (B, K, h, w) of `size`, weights (B, K).
 
+    Sizes are width, height.
     A Gaussian of `sigma` heatmap pixels about the joint's real place, within 3 sigma of the joint's pixel.
     The weight is 1 where the joint is `labelled` (B, K) and its hill is not beyond the map's edge, else 0
     and the map is empty.
