@@ -212,8 +212,10 @@ def test_planted_people_come_back(head: str) -> None:
     network = made(size=(128, 96), head=head)
     out = planted(network, [[(5, 7, 2.0), (20, 3, 1.0), (11, 15, -2.0)], [(31, 23, 0.0)]], offset=1.5)
     assert out["scores"].shape == (2, 20)
-    # All planted joints are confident to one half; S is below 0.2 for the third person alone: 0.119.
-    assert torch.allclose(out["scores"][0, :3], torch.tensor([0.5, 0.5, 0.298]), atol=1e-3)
+    # All planted joints are confident to one half, and 6.6, 4.6 and 7.4 pixels from the nearest edge; S is
+    # below 0.2 for the third person alone: 0.119.
+    shown = torch.sigmoid(torch.tensor([6.625, 4.625, 7.375]))
+    assert torch.allclose(out["scores"][0, :3], torch.tensor([0.5, 0.5, 0.298]) / shown, atol=1e-3)
     assert torch.allclose(out["keypoints"][0, 0], torch.tensor([4 * 6.5, 4 * 8.5]).expand(17, 2))
     assert torch.allclose(out["keypoints"][0, 1], torch.tensor([4 * 21.5, 4 * 4.5]).expand(17, 2))
     assert torch.allclose(out["keypoints"][1, 0], torch.tensor([4 * 32.5, 4 * 24.5]).expand(17, 2))
@@ -244,6 +246,22 @@ def test_a_joint_is_where_those_say_who_are_near_and_sure() -> None:
     assert torch.allclose(found.joints[0, 0, 1:], joints[0, 0, 1:])
     deaf = deploy.agreed(alone, deploy.Found(joints[:, 3:], sure[:, 3:], torch.zeros(1, 1)))
     assert torch.equal(deaf.joints, joints[:, :1])  # who hears of nobody says what he saw
+
+
+def test_joints_beyond_the_picture_cost_no_score() -> None:
+    """They are not labelled, so no OKS counts them: the others' mean, by the closed form."""
+    joints = torch.full((1, 1, 17, 2), 8.0)
+    joints[..., 10:, 0] = 40.0  # a map of 16 x 16 pixels
+    sure = torch.zeros(1, 1, 17)
+    sure[..., :10] = 0.8
+    shown = deploy.in_picture(joints, (16, 16))
+    assert torch.allclose(shown[0, 0, [0, 16]], torch.tensor([1.0, 0.0]), atol=1e-3)
+    assert deploy.in_picture(torch.tensor([[-0.125, 8.0]]), (16, 16)) == 0.5  # the first pixel's edge
+    assert torch.allclose(deploy.expected_oks(torch.ones(1, 1), sure, shown), torch.tensor(0.8), atol=1e-3)
+    nowhere = deploy.in_picture(joints + 900, (16, 16))
+    found = deploy.expected_oks(torch.ones(1, 1), sure, nowhere)  # as labelled as they are sure: 0.47 of all
+    assert torch.allclose(found, sure.mean() / 0.5)
+    assert float(deploy.expected_oks(torch.ones(1, 1), torch.ones(1, 1, 17), nowhere)) == 1.0
 
 
 @pytest.mark.parametrize("head", ["sparse", "dense"])

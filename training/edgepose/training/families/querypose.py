@@ -20,9 +20,12 @@ from edgepose.training.models.querypose.losses import Loss, Outputs, Weights
 from edgepose.training.models.querypose.network import QueryPose
 from edgepose.training.models.querypose.targets import Targets, targets_of
 from edgepose.training.models.querypose.taught import known, taught
-from edgepose.training.sections import NonNegative, PictureRecipe, Schedule, Section
+from edgepose.training.sections import MuonSchedule, NonNegative, PictureRecipe, Section
 
 FLOW = "flow."  # what learns how joints miss
+STAGES = ("box_stages.", "pose_stages.")
+# The last layers of the stages: what they say to the outside has a scale.
+SAID = (".logit.", ".delta.", ".coordinates.", ".deviations.", ".attend.")
 
 
 class Network(Section):
@@ -41,7 +44,7 @@ class LossSection(Section):
     joints: NonNegative = 1.0
 
 
-class QueryPoseSchedule(Schedule):
+class QueryPoseSchedule(MuonSchedule):
     """The density of errors learns faster than the network whose errors they are."""
 
     flow: PositiveFloat = 10.0  # times the learning rate
@@ -56,6 +59,15 @@ class QueryPoseRecipe(PictureRecipe):
     network: Network = Network()
     loss: LossSection = LossSection()
     schedule: QueryPoseSchedule
+
+
+def matrices_of(name: str, parameter: nn.Parameter) -> int:
+    """How many matrices stand one above the other in a parameter inside the network; 0 for all others."""
+    kernel = name.startswith("backbone.body.") and parameter.ndim == 4
+    layer = name.startswith(STAGES) and parameter.ndim > 1 and not any(part in name for part in SAID)
+    if not kernel and not layer:
+        return 0
+    return 3 if name.endswith("attention.qkv.weight") else 1
 
 
 class QueryPoseCourse(Course[QueryPoseRecipe, Batch]):
@@ -84,15 +96,22 @@ class QueryPoseCourse(Course[QueryPoseRecipe, Batch]):
 
     def groups(self, model: nn.Module) -> list[Group]:
         schedule = self.recipe.schedule
-        scales = {False: 1.0, True: schedule.flow}
-        named: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+        groups: dict[tuple[bool, int], Group] = {}
         for name, parameter in model.named_parameters():
-            named[name.startswith(FLOW)].append(parameter)
-        # Everything decays, norms and biases too.
-        decay = schedule.weight_decay
-        return [
-            Group(params=named[kind], weight_decay=decay, scale=scales[kind], orthogonal=0) for kind in named
-        ]
+            flow = name.startswith(FLOW)
+            matrices = matrices_of(name, parameter) if schedule.muon else 0
+            group = groups.setdefault(
+                (flow, matrices),
+                Group(
+                    params=[],
+                    # Everything decays, norms and biases too.
+                    weight_decay=schedule.muon_decay if matrices else schedule.weight_decay,
+                    scale=schedule.flow if flow else schedule.muon if matrices else 1.0,
+                    orthogonal=matrices,
+                ),
+            )
+            group["params"].append(parameter)
+        return list(groups.values())
 
     def batches(self, first: int) -> Iterable[Batch]:
         pictures = Pictures(self.recipe, self.rank)

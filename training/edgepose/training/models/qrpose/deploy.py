@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 STRIDE = 4.0  # input pixels a map pixel
 WINDOW = 2  # map pixels: a peak beats everything within this Chebyshev distance
 SURE = 0.2  # of S: from here on somebody is there, and the joints say how well they are found
+LEAST_SHOWN = 0.5  # of the joints: who shows fewer is not scored by those alone
 OWN = 2e-4  # weight of what a pose says itself, beside the mean of the candidates'
 REACH = 0.07  # how far apart poses of one person see a joint, as a share of the pose's size
 
@@ -101,7 +102,7 @@ def _outputs(config: Config, scores: Tensor, slots: Found, others: Found) -> dic
     """The named outputs of N `slots`, among M `others`; `scores` (B, N) are S, or 0 of empty ones."""
     if config.ensemble:
         slots = agreed(slots, others)
-        scores = expected_oks(scores, slots.confidence)
+        scores = expected_oks(scores, slots.confidence, in_picture(slots.joints, config.map_size))
     # Equal zeros: which candidates fill the empty slots is the runtime's choice, so show none.
     taken = (scores > 0).to(scores.dtype)[:, :, None]
     keypoints = STRIDE * slots.joints * taken[..., None]
@@ -130,10 +131,23 @@ def agreed(slots: Found, others: Found) -> Found:
     return Found(joints, slots.confidence + (weights * surer).mean(2), slots.scores)
 
 
-def expected_oks(scores: Tensor, confidence: Tensor) -> Tensor:
-    """S (B, N) and the joints' confidences (B, N, K) -> (B, N), the mean of the OKS's expected terms.
+def in_picture(joints: Tensor, map_size: tuple[int, int]) -> Tensor:
+    """(B, N, K, 2) in pixels of a map of (W, H) -> (B, N, K), how likely each joint lies in the picture.
 
+    Where a joint is said to be on the picture's edge, as likely as not.
+    """
+    half = joints.new_tensor(map_size) / 2
+    middle = half - 0.5 / STRIDE  # the first input pixel's centre is 0, its edge half a pixel before
+    return torch.sigmoid((half - (joints - middle).abs()).amin(-1))
+
+
+def expected_oks(scores: Tensor, confidence: Tensor, shown: Tensor) -> Tensor:
+    """S (B, N), the joints' confidences and how likely each is in the picture (B, N, K) -> (B, N) in 0..1.
+
+    The OKS is a mean over labelled joints, and those beyond the picture are not labelled: so is this.
     Differs from section 7, whose score is S: one number has to learn both whether somebody is there and how
     well all joints are found, and tells the latter less well than the joints do.
     """
-    return confidence.mean(2) * (scores / SURE).clamp(max=1)
+    labelled = confidence + torch.relu(shown - confidence)  # the larger one: what is found well is labelled
+    mean = confidence.mean(2) / labelled.mean(2).clamp(min=LEAST_SHOWN)
+    return mean * (scores / SURE).clamp(max=1)
