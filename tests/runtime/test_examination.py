@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from types import ModuleType
 
@@ -44,6 +45,25 @@ def test_the_encoder_is_the_one_that_works(monkeypatch: pytest.MonkeyPatch) -> N
     x264 = next(codec for codec in CODECS if codec.element == "x264enc")
     monkeypatch.setattr(examination, "CODECS", (PRETENDER, x264))
     assert found("H.264 encoder") == Finding("stream", "H.264 encoder", "ok", "x264enc")
+
+
+@pytest.mark.parametrize(
+    ("machine", "exact", "status", "told"),
+    [
+        ("x86_64", True, "ok", "VNNI: faster than FP32"),
+        ("AMD64", False, "absent", "no VNNI: INT8 is about as fast as FP32"),
+        ("aarch64", False, "ok", "not been measured"),
+    ],
+)
+def test_what_int8_brings_on_this_processor(
+    machine: str, exact: bool, status: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(examination, "adds_in_32_bits", lambda: exact)
+    line = found("INT8 on the CPU")
+    assert line is not None
+    assert (line.purpose, line.status) == ("stream", status)
+    assert told in line.detail
 
 
 def test_a_gpu_without_a_cuda_library_is_told_how_to_get_one(gpu: pytest.MonkeyPatch) -> None:

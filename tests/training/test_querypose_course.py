@@ -80,6 +80,31 @@ def test_rates_and_decay_are_the_papers() -> None:
     assert astuple(QueryPoseCourse(settings, 0)._loss.weights) == (2, 5, 2, 1)
 
 
+def test_muon_learns_what_lies_inside() -> None:
+    """Kernels of the body and matrices of the stages; not what the stages say, nor queries, nor the flow."""
+    groups = course(**{"learning_rate: 2.0e-3": "learning_rate: 2.0e-3, muon: 3, muon_decay: 0.3"})
+    model = build("querypose_tiny", size=(64, 64))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {names[id(p)]: group for group in groups.groups(model) for p in group["params"]}
+    assert found.keys() == dict(model.named_parameters()).keys()
+    inside = {name: group["orthogonal"] for name, group in found.items() if group["orthogonal"]}
+    assert {count for name, count in inside.items() if name.endswith("qkv.weight")} == {3}
+    assert {count for name, count in inside.items() if not name.endswith("qkv.weight")} == {1}
+    outside = {name for name in found if name.endswith("weight")} - inside.keys()
+    for name in (
+        "backbone.body.stem.0.weight",
+        "pose_stages.1.convs.2.weight",
+        "box_stages.0.feed.fc1.weight",
+    ):
+        assert name in inside
+    for part in ("logit", "delta", "coordinates.0", "deviations.6", "embedding.attend", "feed_norm"):
+        assert any(f".{part}.weight" in name for name in outside), part
+        assert not any(f".{part}.weight" in name for name in inside), part
+    assert not any(name.startswith(("flow.", "queries.", "backbone.neck.")) for name in inside)
+    rates = {(g["scale"], g["weight_decay"]) for name, g in found.items() if name in inside}
+    assert rates == {(3.0, 0.3)}
+
+
 @pytest.mark.parametrize("rules", ["corrected", "reference"])
 def test_the_recipe_reaches_the_network(rules: str) -> None:
     changed = course(**{"seed: 3": f"seed: 3\nrules: {rules}\nnetwork: {{queries: 9, top_k: 4}}"})

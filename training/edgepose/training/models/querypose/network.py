@@ -35,7 +35,7 @@ from edgepose.training.models.querypose.pose_stage import Instance, Joints, Pose
 from edgepose.training.models.querypose.published import translated
 from edgepose.training.models.querypose.pyramids import Fpn, HrFpn, HrFpnV1
 from edgepose.training.models.querypose.queries import Queries
-from edgepose.training.models.querypose.roi import pooled, pooled_by_size
+from edgepose.training.models.querypose.roi import multiplied, pooled, pooled_by_size
 from edgepose.training.models.querypose.targets import Targets
 from edgepose.training.models.weights import require_fit
 
@@ -171,7 +171,7 @@ class QueryPose(nn.Module):
         parts = self.queries.of_people(max(1, targets.valid.numel()))
         stages: list[Learned] = []
         for box_stage, pose_stage in zip(self.box_stages, self.pose_stages, strict=True):
-            regions = pooled_by_size(maps, boxes, BOX_CELLS, self.config.roi)
+            regions = multiplied(maps, boxes, BOX_CELLS)
             queries, logits, deltas = box_stage(queries, regions)
             told = moved(boxes, deltas)  # with a gradient, which ends at the next stage
             boxes = told.detach()
@@ -212,10 +212,12 @@ class QueryPose(nn.Module):
 
     def _regions(self, finest: Tensor, boxes: Tensor, matches: Matches, targets: Targets) -> Tensor:
         """(M, C, 14, 14) of the matched boxes among (B, N, 4)."""
-        image, query, person = matches
-        B, P = targets.valid.shape
-        of_people = boxes.new_zeros(B, max(1, P), 4).index_put((image, person), boxes[image, query])
-        return pooled(finest, of_people, POSE_CELLS, self.config.roi)[image * P + person]
+        image, query, _ = matches
+        each = torch.bincount(image, minlength=boxes.shape[0])  # matches come picture by picture
+        place = torch.arange(len(image), device=image.device) - (each.cumsum(0) - each)[image]
+        most = max(1, int(each.max()))
+        of_people = boxes.new_zeros(boxes.shape[0], most, 4).index_put((image, place), boxes[image, query])
+        return multiplied([finest], of_people, POSE_CELLS)[image * most + place]
 
     def _log_phi(self, joints: Joints, aim: Aim) -> Tensor:
         """(M, K): the flow's log density of the joints' errors."""

@@ -42,16 +42,50 @@ def pooled_by_size(maps: Sequence[Tensor], boxes: Tensor, cells: int, roi: Roi) 
     A graph pools every box from every map and lets the wrong ones count 0: its operators read one map, and
     choosing among the boxes first would need shapes that depend on the data.
     """
+    if not torch.onnx.is_in_onnx_export():
+        return _gathered(maps, boxes, cells, _levels(boxes))
     side = area(boxes).clamp(min=0).sqrt()  # (B, N)
     reached = [(side >= limit).to(side.dtype) for limit in COARSER]
-    if not torch.onnx.is_in_onnx_export():
-        return _gathered(maps, boxes, cells, (reached[0] + reached[1] + reached[2]).long())
     bounds = [torch.ones_like(side), *reached, torch.zeros_like(side)]
     pool, total = _pool(boxes, cells, roi), torch.zeros_like(side).flatten()[:, None, None, None]
     for features, stride, (here, further) in zip(maps, STRIDES, pairwise(bounds), strict=True):
         share = (here - further).flatten()[:, None, None, None]
         total = total + share * pool(features, stride)
     return total
+
+
+def multiplied(maps: Sequence[Tensor], boxes: Tensor, cells: int) -> Tensor:
+    """As `pooled`, of one map, or as `pooled_by_size`, of four: what training takes.
+
+    Rows and columns of the samples are weighed apart, each by a product of matrices. Its gradients are such
+    products too, where those of gathered samples are written value by value. The same numbers up to rounding.
+    """
+    level = _levels(boxes) if len(maps) > 1 else None
+    total = boxes.new_zeros(())
+    for index, (features, stride) in enumerate(zip(maps, STRIDES, strict=False)):
+        B, C, H, W = features.shape
+        x, y = (_samples(boxes, cells) / stride - 0.5).unbind(2)  # (B, N, 2 cells)
+        across, down = _shares(x, W), _shares(y, H)  # (B, N, cells, W), (B, N, cells, H)
+        if level is not None:
+            down = down * (level == index)[..., None, None]
+        table = features.permute(0, 2, 3, 1).reshape(B, H, W * C).to(boxes.dtype)
+        rows = (down.flatten(1, 2) @ table).reshape(B, boxes.shape[1], cells, W, C)
+        total = total + across[:, :, None] @ rows  # (B, N, cells, cells, C)
+    return total.flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def _shares(samples: Tensor, side: int) -> Tensor:
+    """Samples (B, N, 2*cells) in map pixels -> (B, N, cells, side): what a cell's two read of each pixel."""
+    known = _known(samples, side)
+    placed = torch.where(known > 0, samples.clamp(0, side - 1), 0)
+    near = 1 - (placed[..., None] - torch.arange(side, device=samples.device)).abs()
+    return torch.unflatten(near.clamp(min=0) * known[..., None], 2, (-1, 2)).mean(3)
+
+
+def _levels(boxes: Tensor) -> Tensor:
+    """Of boxes (B, N, 4) the number (B, N) int64 of the map that suits each one's size."""
+    side = area(boxes).clamp(min=0).sqrt()
+    return torch.bucketize(side, side.new_tensor(COARSER), right=True)
 
 
 def _gathered(maps: Sequence[Tensor], boxes: Tensor, cells: int, level: Tensor) -> Tensor:
@@ -87,7 +121,7 @@ def _gathered(maps: Sequence[Tensor], boxes: Tensor, cells: int, level: Tensor) 
     return means.permute(0, 3, 1, 2)
 
 
-def _known(placed: Tensor, sides: Tensor) -> Tensor:
+def _known(placed: Tensor, sides: Tensor | int) -> Tensor:
     """1 where a sample counts, 0 where it is more than a pixel outside; nearer, it is the border's value."""
     return ((placed >= -1) & (placed <= sides)).to(placed.dtype)
 
