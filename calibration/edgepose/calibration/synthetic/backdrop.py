@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
 import cv2
 import numpy as np
 
 from edgepose.calibration.synthetic.body import F64
 from edgepose.calibration.synthetic.camera import Camera
-from edgepose.calibration.synthetic.look import F32, U8, noise_tile, random_colour
+from edgepose.calibration.synthetic.look import F32, U8, mixed, noise_tile, ramp, random_colour
 
 ROOM, STREET = 0.45, 0.75
 _TILE = 128
@@ -24,16 +22,9 @@ def _muted(rng: np.random.Generator) -> F32:
     )
 
 
-@functools.cache
-def _ramp() -> tuple[F32, F32]:
-    """Rows and columns (128, 128) in 0..127."""
-    rows, columns = np.mgrid[0:_TILE, 0:_TILE].astype(np.float32)
-    return rows, columns
-
-
 def texture(rng: np.random.Generator) -> U8:
     """(128, 128, 3) of plaster, planks, bricks, tiles, stripes or cloudy noise."""
-    rows, columns = _ramp()
+    rows, columns = ramp(_TILE)
     kind, period = rng.random(), float(rng.choice((8, 16, 32)))
     if kind < 0.3:
         mix = np.zeros_like(rows)
@@ -50,8 +41,8 @@ def texture(rng: np.random.Generator) -> U8:
     first = _muted(rng)
     second = np.clip(first + rng.normal(0, 45, 3), 0, 255).astype(np.float32)
     y, x = rng.integers(0, 128, 2)
-    rough = 1 + np.float32(rng.uniform(0, 0.5)) * (noise_tile()[y : y + _TILE, x : x + _TILE, None] - 0.5)
-    return np.asarray(np.clip((first + (second - first) * mix[..., None]) * rough, 0, 255), np.uint8)
+    rough = 1 + np.float32(rng.uniform(0, 0.5)) * (noise_tile()[y : y + _TILE, x : x + _TILE] - 0.5)
+    return np.asarray(np.clip(mixed(first, second, mix, rough), 0, 255), np.uint8)
 
 
 def _gradient(rng: np.random.Generator, size: tuple[int, int]) -> U8:
@@ -68,9 +59,13 @@ def _noise(rng: np.random.Generator, size: tuple[int, int]) -> U8:
         small = rng.random((cells, cells, 3), dtype=np.float32) - 0.5
         total += share * cv2.resize(small, size, interpolation=cv2.INTER_LINEAR)
         cells, share = cells * 3, share * weight
-    grey = total.mean(axis=2, keepdims=True)
-    total = grey + (total - grey) * rng.uniform(0, 0.7)
-    return np.asarray(np.clip(_muted(rng) + total * rng.uniform(60, 190), 0, 255), np.uint8)
+    planes = cv2.split(total)
+    grey = (planes[0] + planes[1] + planes[2]) / np.float32(3)
+    vivid, colour, contrast = rng.uniform(0, 0.7), _muted(rng), rng.uniform(60, 190)
+    shades = [
+        each + (grey + (plane - grey) * vivid) * contrast for each, plane in zip(colour, planes, strict=True)
+    ]
+    return np.asarray(np.clip(cv2.merge(shades), 0, 255), np.uint8)
 
 
 def _filled(tile: U8, size: tuple[int, int], zoom: float, phase: tuple[float, float]) -> U8:
@@ -155,10 +150,8 @@ def make_backdrop(rng: np.random.Generator, camera: Camera, depth_m: float, kind
         zoom = size[1] / 256 * rng.uniform(0.4, 2.5)
         image = _filled(texture(rng), size, zoom, (rng.uniform(0, 64), rng.uniform(0, 64)))
         shadow = rng.uniform(0.55, 1.15, (2, 2)).astype(np.float32)
-        image = np.asarray(
-            np.minimum(image * cv2.resize(shadow, size, interpolation=cv2.INTER_LINEAR)[..., None], 255),
-            np.uint8,
-        )
+        light = cv2.merge([cv2.resize(shadow, size, interpolation=cv2.INTER_LINEAR)] * 3)
+        image = np.asarray(np.minimum(image * light, 255), np.uint8)
         _clutter(rng, image, int(rng.integers(0, 12)))
         _lay_floor(rng, image, camera, depth_m)
     elif kind < STREET:

@@ -121,19 +121,22 @@ def _outlines(figure: Figure, camera: Camera, parts: _Parts) -> F64:
     return outlines
 
 
-def _profiles(parts: _Parts, light: Light, columns: int) -> tuple[F64, F64, F64]:
-    """Brightness (P, columns) across each part, and the across coordinate u and sqrt(1 - u^2)."""
+def _profiles(parts: _Parts, light: Light, columns: int) -> tuple[F32, F64, F64]:
+    """Brightness (P, columns, 3) across each part, and the across coordinate u and sqrt(1 - u^2).
+
+    The same for all three channels: numpy takes several times as long to repeat it in a product.
+    """
     u = np.linspace(-0.97, 0.97, columns)
     bulge = np.sqrt(1 - u * u)
     sideways = parts.across @ light.direction[:2]
     facing = sideways[:, None] * u + (parts.towards @ light.direction)[:, None] * bulge
-    return light.shade(facing) * (0.8 + 0.2 * bulge), u, bulge
+    brightness = (light.shade(facing) * (0.8 + 0.2 * bulge)).astype(np.float32)
+    return np.repeat(brightness[..., None], 3, axis=2), u, bulge
 
 
 def _lit_limbs(parts: _Parts, look: Look, light: Light) -> U8:
     """(P, 24, 12, 3) textures with their shading."""
-    profile = _profiles(parts, light, LIMB_TILE[1])[0].astype(np.float32)
-    lit = look.limbs * profile[:, None, :, None]
+    lit = look.limbs * _profiles(parts, light, LIMB_TILE[1])[0][:, None]
     return np.asarray(np.minimum(lit, 255), np.uint8)
 
 
@@ -148,7 +151,7 @@ def _lit_wraps(figure: Figure, camera: Camera, parts: _Parts, look: Look, light:
         normal = np.outer(u, across) + np.outer(bulge, towards)
         around = np.arctan2(normal[:, 0], normal[:, 2])
         column = (WRAP / 2 + around * (WRAP / (2 * math.pi))).astype(np.intp) % WRAP
-        lit = look.wraps[slab][:, column] * profile[index][:, None].astype(np.float32)
+        lit = look.wraps[slab].take(column, axis=1) * profile[index]
         chosen.append(np.minimum(lit, 255).astype(np.uint8))
     return chosen
 
