@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import host_kernel
 import pytest
 
 from edgepose.runtime.bundle import Bundle
@@ -90,6 +91,13 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     small: Bundle = request.getfixturevalue("bundle")
     pictures = str(request.getfixturevalue("labelled"))
     return Place(small, tmp_path / "engines", "pycuda", pictures, (1, 2, 4))
+
+
+@pytest.fixture
+def kernel(place: Place, request: pytest.FixtureRequest) -> None:
+    """What runs the kernel: a GPU, or for the stand-in what a C++ compiler makes of it."""
+    if request.node.callspec.params["place"] not in LIBRARIES and host_kernel.compiler() is None:
+        pytest.skip("no C++ compiler (c++) to build the kernel for the host")
 
 
 @pytest.fixture

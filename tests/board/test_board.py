@@ -134,6 +134,7 @@ def test_a_damaged_timing_cache_is_no_hindrance(place, tmp_path: Path) -> None:
     backend.close()
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("size", PICTURES, ids=lambda size: f"{size[0]}x{size[1]}")
 def test_the_kernel_prepares_pictures_as_the_cpu_does(size: tuple[int, int], place) -> None:
     spec = place.bundle.spec
@@ -154,6 +155,7 @@ def test_the_kernel_prepares_pictures_as_the_cpu_does(size: tuple[int, int], pla
     assert apart([expected], [answers], spec).within(allowed)
 
 
+@pytest.mark.usefixtures("kernel")
 def test_the_kernel_cuts_people_as_the_cpu_does(place_of_crops) -> None:
     """Three of them, one over the border, for each look; what else a look reads is a golden picture's."""
     place = place_of_crops
@@ -174,6 +176,7 @@ def test_the_kernel_cuts_people_as_the_cpu_does(place_of_crops) -> None:
         assert apart([expected], [answers], spec).within(limit(f"{graph}.fp16", spec))
 
 
+@pytest.mark.usefixtures("kernel")
 def test_the_kernel_is_timed_beside_a_copy(place) -> None:
     """How fast it is, is for `python -m edgepose.runtime.trt.kernel_bench` to say, at a larger picture."""
     cubin = trt_engines.compiled(SOURCE.read_bytes(), require_board().sm)

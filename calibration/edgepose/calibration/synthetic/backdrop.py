@@ -86,8 +86,12 @@ def _lay_floor(rng: np.random.Generator, image: U8, camera: Camera, depth_m: flo
     per_metre = rng.uniform(40, 200)
     matrix: F64 = np.diag([per_metre, per_metre, 1.0]) @ np.linalg.inv(camera.floor_homography())
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    floor = cv2.warpPerspective(texture(rng), matrix, (w, h), flags=flags, borderMode=cv2.BORDER_WRAP)
-    cv2.copyTo(floor, mask, image)
+    tile = texture(rng)
+    _, top, _, rows = cv2.boundingRect(mask)
+    if rows:  # above, nothing of it would be seen
+        down = np.array([[1.0, 0, 0], [0, 1, top], [0, 0, 1]])
+        floor = cv2.warpPerspective(tile, matrix @ down, (w, rows), flags=flags, borderMode=cv2.BORDER_WRAP)
+        cv2.copyTo(floor, mask[top : top + rows], image[top : top + rows])
     if rng.random() < 0.5:  # a skirting board or a kerb
         ends = np.rint(far).clip(-(2**14), 2**14).astype(int)
         cv2.line(
