@@ -44,10 +44,9 @@ def pooled_by_size(maps: Sequence[Tensor], boxes: Tensor, cells: int, roi: Roi) 
     """
     if not torch.onnx.is_in_onnx_export():
         return _gathered(maps, boxes, cells, _levels(boxes))
-    side = area(boxes).clamp(min=0).sqrt()  # (B, N)
-    reached = [(side >= limit).to(side.dtype) for limit in COARSER]
-    bounds = [torch.ones_like(side), *reached, torch.zeros_like(side)]
-    pool, total = _pool(boxes, cells, roi), torch.zeros_like(side).flatten()[:, None, None, None]
+    reached = [each.to(boxes.dtype) for each in _reached(boxes)]
+    bounds = [torch.ones_like(reached[0]), *reached, torch.zeros_like(reached[0])]
+    pool, total = _pool(boxes, cells, roi), torch.zeros_like(reached[0]).flatten()[:, None, None, None]
     for features, stride, (here, further) in zip(maps, STRIDES, pairwise(bounds), strict=True):
         share = (here - further).flatten()[:, None, None, None]
         total = total + share * pool(features, stride)
@@ -84,8 +83,13 @@ def _shares(samples: Tensor, side: int) -> Tensor:
 
 def _levels(boxes: Tensor) -> Tensor:
     """Of boxes (B, N, 4) the number (B, N) int64 of the map that suits each one's size."""
+    return torch.stack(_reached(boxes)).sum(0)
+
+
+def _reached(boxes: Tensor) -> list[Tensor]:
+    """Which boxes (B, N, 4) are as large as each limit: (B, N) bool each."""
     side = area(boxes).clamp(min=0).sqrt()
-    return torch.bucketize(side, side.new_tensor(COARSER), right=True)
+    return [side >= limit for limit in COARSER]
 
 
 def _gathered(maps: Sequence[Tensor], boxes: Tensor, cells: int, level: Tensor) -> Tensor:
