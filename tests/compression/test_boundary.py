@@ -50,7 +50,7 @@ ABS = helper.make_node("Abs", ["r"], ["a"], "abs")
 def test_only_where_all_readers_are_float() -> None:
     assert boundaries(Graph(network(SIGMOID)), {"sigmoid"}) == ["r"]
     assert boundaries(Graph(network(SIGMOID)), set()) == []
-    assert boundaries(Graph(network(SIGMOID, groups=2)), {"sigmoid"}) == []
+    assert boundaries(Graph(network(SIGMOID, groups=2)), {"sigmoid"}) == ["r"]
     assert boundaries(Graph(network(SIGMOID, ABS)), {"sigmoid"}) == []
     assert boundaries(Graph(network(SIGMOID, ABS)), {"sigmoid", "abs"}) == ["r"]
     assert (

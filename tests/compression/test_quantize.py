@@ -61,7 +61,7 @@ def test_float_layers_read_int8_only_at_the_boundary(quantized: Quantized) -> No
             relu = made_by[made_by[node.input[0]].input[0]]
             assert relu.op_type == "Relu"
             sources.add(made_by[relu.input[0]].name)
-    assert sources == {"inst.0"}  # kpt.1.0 is grouped
+    assert sources == {"inst.0", "kpt.1.0"}
 
 
 def test_int8_stays_close_to_float(traced: ModelProto, quantized: Quantized, images: list[F32]) -> None:

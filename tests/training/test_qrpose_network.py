@@ -107,11 +107,10 @@ def test_sampling_reads_where_it_says(seed: int, width: int, height: int) -> Non
     generator = torch.Generator().manual_seed(seed)
     grid = pixel_centres((width, height)).T.reshape(2, height, width)
     ramp = grid.repeat(3, 1, 1)[None]  # 3 joints of 2 channels: x and y
-    positions = torch.rand(2, 20, 3, 2, generator=generator) * 20 - 5
-    read = bilinear(ramp.expand(2, -1, -1, -1), positions).reshape(2, 3, 2, 20).permute(0, 3, 1, 2)
-    expected = torch.stack(
-        [positions[..., 0].clamp(0, width - 1), positions[..., 1].clamp(0, height - 1)], -1
-    )
+    positions = torch.rand(2, 3, 2, 20, generator=generator) * 20 - 5
+    read = bilinear(ramp.expand(2, -1, -1, -1), positions).reshape(2, 3, 2, 20)
+    x, y = positions.unbind(2)
+    expected = torch.stack([x.clamp(0, width - 1), y.clamp(0, height - 1)], 2)
     assert torch.allclose(read, expected, atol=1e-5)
     noise = torch.randn(2, 6, height, width, generator=generator)
     assert torch.allclose(bilinear(noise, positions), grid_sample(noise, positions), atol=1e-4)
@@ -121,7 +120,7 @@ def test_sampling_reads_where_it_says(seed: int, width: int, height: int) -> Non
 def test_the_sampled_position_has_the_slope_of_the_map(sample: Sampler) -> None:
     """KQE's gradient goes through the position at full strength: a ramp has slope 1."""
     ramp = pixel_centres((8, 8)).T.reshape(1, 2, 8, 8)
-    positions = torch.tensor([[[[3.3, 4.6]]]], requires_grad=True)
+    positions = torch.tensor([[[[3.3], [4.6]]]], requires_grad=True)
     (slope,) = torch.autograd.grad(sample(ramp, positions)[0, 0].sum(), positions)
     assert torch.allclose(slope.flatten(), torch.tensor([1.0, 0.0]), atol=1e-5)
 
@@ -131,15 +130,15 @@ def test_queries_stand_around_the_pose_as_far_as_it_is_large(reach: float) -> No
     """U8 for the whole square of queries: with x and y as R's channels, what is read is where it was read."""
     network = made(size=(128, 96), joint_channels=2)
     ramp = network.grid.T.reshape(2, 24, 32).repeat(17, 1, 1)[None]
-    coarse = torch.randn(1, 34, 5, 1) * 3
+    coarse = torch.randn(1, 34, 1, 5) * 3
     here = torch.tensor([[[16.0, 12.0], [3.0, 3.0], [30.0, 22.0], [10.0, 2.0], [20.0, 12.0]]])
     read = network.read(ramp, here, bilinear, coarse, reach)
     semantics = read.semantics.reshape(17, 2, 9, 5)
     for pixel in range(5):
-        pose = coarse[0, :, pixel, 0].reshape(17, 2) + here[0, pixel]
+        pose = coarse[0, :, 0, pixel].reshape(17, 2) + here[0, pixel]
         sides = pose.max(0).values - pose.min(0).values
         spacing = max(0.75, float(sides.mean()) * reach)
-        assert float(read.spacing[0, 0, pixel, 0]) == pytest.approx(spacing, rel=1e-5)
+        assert float(read.spacing[0, 0, 0, pixel]) == pytest.approx(spacing, rel=1e-5)
         for query in range(9):
             place = pose + spacing * torch.tensor([query % 3 - 1.0, query // 3 - 1.0])
             expected = torch.minimum(place.clamp(min=0), torch.tensor([31.0, 23.0]))
@@ -228,40 +227,41 @@ def test_planted_people_come_back(head: str) -> None:
 
 def test_a_joint_is_where_those_say_who_are_near_and_sure() -> None:
     """Three candidates of one person and one far away; the closed form of their weighted mean."""
-    joints = torch.zeros(1, 4, 3, 2)
-    joints[0, :, 0] = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [900.0, 0.0]])
+    joints = torch.zeros(1, 3, 2, 4)
+    joints[0, 0] = torch.tensor([[0.0, 1.0, 0.0, 900.0], [0.0, 0.0, 1.0, 0.0]])
     # All say the same of the other two joints, which make a pose 90 wide and high.
-    joints[0, :, 1:] = torch.tensor([[90.0, 0.0], [0.0, 90.0]])
-    sure = torch.full((1, 4, 3), 0.5)
-    sure[0, :, 0] = torch.tensor([0.2, 0.8, 0.8, 0.9])
+    joints[0, 1:] = torch.tensor([[90.0, 0.0], [0.0, 90.0]])[..., None]
+    sure = torch.full((1, 3, 4), 0.5)
+    sure[0, 0] = torch.tensor([0.2, 0.8, 0.8, 0.9])
     likely = torch.tensor([[0.9, 0.6, 0.1, 0.9]])
-    alone = deploy.Found(joints[:, :1], sure[:, :1], likely[:, :1])
+    alone = deploy.Found(joints[..., :1], sure[..., :1], likely[:, :1])
     found = deploy.agreed(alone, deploy.Found(joints, sure, likely))
     # 1 pixel of a reach of 6.3 weighs nearly as much as none.
-    weights = sure[0, :3, 0].square() * likely[0, :3]
-    assert torch.allclose(found.joints[0, 0, 0], weights[1:] / weights.sum(), atol=0.01)
+    weights = sure[0, 0, :3].square() * likely[0, :3]
+    assert torch.allclose(found.joints[0, 0, :, 0], weights[1:] / weights.sum(), atol=0.01)
     assert torch.allclose(
-        found.confidence[0, 0, 0], (weights * sure[0, :3, 0]).sum() / weights.sum(), atol=0.01
+        found.confidence[0, 0, 0], (weights * sure[0, 0, :3]).sum() / weights.sum(), atol=0.01
     )
-    assert torch.allclose(found.joints[0, 0, 1:], joints[0, 0, 1:])
-    deaf = deploy.agreed(alone, deploy.Found(joints[:, 3:], sure[:, 3:], torch.zeros(1, 1)))
-    assert torch.equal(deaf.joints, joints[:, :1])  # who hears of nobody says what he saw
+    assert torch.allclose(found.joints[0, 1:], joints[0, 1:, :, :1])
+    deaf = deploy.agreed(alone, deploy.Found(joints[..., 3:], sure[..., 3:], torch.zeros(1, 1)))
+    assert torch.equal(deaf.joints, joints[..., :1])  # who hears of nobody says what he saw
 
 
 def test_joints_beyond_the_picture_cost_no_score() -> None:
     """They are not labelled, so no OKS counts them: the others' mean, by the closed form."""
-    joints = torch.full((1, 1, 17, 2), 8.0)
-    joints[..., 10:, 0] = 40.0  # a map of 16 x 16 pixels
-    sure = torch.zeros(1, 1, 17)
-    sure[..., :10] = 0.8
+    joints = torch.full((1, 17, 2, 1), 8.0)
+    joints[:, 10:, 0] = 40.0  # a map of 16 x 16 pixels
+    sure = torch.zeros(1, 17, 1)
+    sure[:, :10] = 0.8
     shown = deploy.in_picture(joints, (16, 16))
-    assert torch.allclose(shown[0, 0, [0, 16]], torch.tensor([1.0, 0.0]), atol=1e-3)
-    assert deploy.in_picture(torch.tensor([[-0.125, 8.0]]), (16, 16)) == 0.5  # the first pixel's edge
+    assert torch.allclose(shown[0, [0, 16], 0], torch.tensor([1.0, 0.0]), atol=1e-3)
+    edge = torch.tensor([[[[-0.125], [8.0]]]])  # of the first pixel
+    assert deploy.in_picture(edge, (16, 16)) == 0.5
     assert torch.allclose(deploy.expected_oks(torch.ones(1, 1), sure, shown), torch.tensor(0.8), atol=1e-3)
     nowhere = deploy.in_picture(joints + 900, (16, 16))
     found = deploy.expected_oks(torch.ones(1, 1), sure, nowhere)  # as labelled as they are sure: 0.47 of all
     assert torch.allclose(found, sure.mean() / 0.5)
-    assert float(deploy.expected_oks(torch.ones(1, 1), torch.ones(1, 1, 17), nowhere)) == 1.0
+    assert float(deploy.expected_oks(torch.ones(1, 1), torch.ones(1, 17, 1), nowhere)) == 1.0
 
 
 @pytest.mark.parametrize("head", ["sparse", "dense"])

@@ -12,7 +12,7 @@ import numpy as np
 from onnx import ModelProto, helper
 
 from edgepose.compression.execution import Feeds, each_output, tapped
-from edgepose.compression.graph import DEQUANTIZE, QUANTIZE, Graph, attribute, copy, set_constant
+from edgepose.compression.graph import DEQUANTIZE, QUANTIZE, Graph, copy, set_constant
 from edgepose.compression.trt_target import least_error_ranges
 
 _LAYOUT = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"})
@@ -34,13 +34,11 @@ def quantize_boundaries(model: ModelProto, floats: Collection[str], feeds: Seque
 def boundaries(graph: Graph, floats: Collection[str]) -> list[str]:
     """Results of INT8 convolutions, behind their ReLU if they have one, that float nodes alone read.
 
-    Not of grouped ones: ONNX Runtime's INT8 kernel for those is slower than its float one (1.3 times FP32).
-    Nor before a deconvolution, which TensorRT would then take for an INT8 one (lint rule P03).
+    Not before a deconvolution, which TensorRT would then take for an INT8 one (lint rule P03).
     """
     found = []
     for node in graph.nodes:
-        plain = node.op_type == "Conv" and attribute(node, "group", 1) == 1
-        maker = graph.producers.get(node.input[0]) if plain else None
+        maker = graph.producers.get(node.input[0]) if node.op_type == "Conv" else None
         if maker is not None and maker.op_type == DEQUANTIZE:
             tensor = node.output[0]
             readers = graph.consumers[tensor]

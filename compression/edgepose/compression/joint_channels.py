@@ -19,7 +19,7 @@ def joint_groups(network: QrPose) -> Iterator[Group]:
     hidden, seen = (_outputs(network, f"kpt.{place}.0") // K for place in (0, 1))
     yield _group(*_made("kpt.0", hidden, K), Part("kpt.1.0", INPUTS, _each(hidden)))
     readers = [Part(name, INPUTS, _each(seen)) for name in ("heatmap", "off1")]
-    Q, looks = len(network.around), [cast(Look, look) for look in network.looks]
+    Q, looks = network.config.queries**2, [cast(Look, look) for look in network.looks]
     for index, look in enumerate(looks):
         around = np.arange(seen * Q).reshape(seen, Q)
         if index == 0:  # it starts from what was seen here

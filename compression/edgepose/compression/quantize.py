@@ -30,7 +30,7 @@ SETTINGS: dict[str, str | bool] = {
     "bias_correction": "fast",
     "overflow_fix": "disabled: all weights have eight bits",
     "smooth_quant": False,
-    "boundaries": "results of ungrouped INT8 convolutions that only float layers read are INT8",
+    "boundaries": "results of INT8 convolutions that only float layers read are INT8",
 }
 TRANSFORMER_SETTINGS: dict[str, str | bool] = {"model_type": "transformer", "smooth_quant": True}
 

@@ -16,6 +16,7 @@ from edgepose.compression.answers import Answers
 from edgepose.compression.blame import Blame, Judge, advice, blame, points_table, table
 from edgepose.compression.graph import load_onnx
 from edgepose.compression.groups import switches_of
+from edgepose.export.cpu_kernels import as_calibrated
 from edgepose.export.plots import frontier
 from edgepose.runtime.backend import CPU_VIEWS
 from edgepose.runtime.bundle import Bundle
@@ -36,6 +37,7 @@ def blame_bundle(
         {graph: load_onnx(bundle.graph(graph, CPU_VIEWS[precision])) for graph in bundle.spec.graphs}
         for precision in ("fp32", "int8")
     )
+    int8 = {graph: as_calibrated(model) for graph, model in int8.items()}
     switches = switches_of(fp32, int8, (bundle.spec.width, bundle.spec.height))
     answers = Answers(folder / "answers", switches, shown, bundle.spec, threads)
     found = blame(Judge(answers, gates, min_height))

@@ -19,10 +19,10 @@ from edgepose.compression.graph import (
     Array,
     Graph,
     along_axis,
-    copy,
     opset,
     set_constant,
 )
+from edgepose.export.cpu_kernels import as_calibrated
 from edgepose.export.half import MOVES
 from edgepose.export.integer_operators import open_integer_operators
 from edgepose.export.lint import NEWEST_OPSET, Finding, errors, lint, output_axis
@@ -70,7 +70,7 @@ def legalise(model: ModelProto, trt: str = "10.3") -> Legal:
             "convert the file with onnx.version_converter first"
         )
     before = lint(model, trt)
-    made = copy(model)
+    made = as_calibrated(model)  # of our own files for CPUs; a copy of all others
     for mend in MENDS:
         mend(made)
     if made != model:

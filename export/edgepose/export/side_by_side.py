@@ -46,6 +46,7 @@ from edgepose.compression.plan import float_plan
 from edgepose.compression.quantize import quantize, quiet_bars
 from edgepose.compression.shown import pictures_shown
 from edgepose.compression.trt_target import load_nncf
+from edgepose.export.cpu_kernels import as_calibrated
 from edgepose.export.views import cpu_view
 from edgepose.runtime.backend_onnxruntime import OnnxRuntimeBackend
 from edgepose.runtime.bench import Timing, alternate
@@ -172,7 +173,7 @@ class Contender:
 
 def int8_layers(model: ModelProto) -> tuple[int, int]:
     """How many layers multiply INT8 by INT8, and how many there are that have weights."""
-    graph = Graph(model)
+    graph = Graph(as_calibrated(model))
     layers = [node for node in graph.nodes if node.op_type in WEIGHTED]
     return sum(is_int8_layer(graph, node.name) for node in layers), len(layers)
 

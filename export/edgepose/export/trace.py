@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto
 from onnxscript import opset18
 from torch import Tensor, nn
 
@@ -120,6 +120,7 @@ def _tidied(graph: ModelProto, spec: Spec) -> ModelProto:
             f"{spec.model}: its graph holds {', '.join(sorted(found))}, which has no static shape; "
             "use top-k and gathers instead"
         )
+    _narrow_indices(graph)
     _strip(graph)
     _rename_constants(graph, _names(graph))
     _rename_constants(graph, _transposed(graph))
@@ -128,6 +129,16 @@ def _tidied(graph: ModelProto, spec: Spec) -> ModelProto:
     step_down(graph)
     drop_dead(graph)
     return graph
+
+
+def _narrow_indices(graph: ModelProto) -> None:
+    """Let each Gather read int32 where the model has int32, in place; the exporter casts all to int64."""
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.graph.value_info}
+    index = Graph(graph)
+    for node in index.nodes:
+        cast = index.producers.get(node.input[1]) if node.op_type == "Gather" else None
+        if cast is not None and cast.op_type == "Cast" and types.get(cast.input[0]) == TensorProto.INT32:
+            node.input[1] = cast.input[0]
 
 
 def _strip(graph: ModelProto) -> None:

@@ -21,6 +21,7 @@ from edgepose.compression.graph import (
     drop_dead,
     set_constant,
 )
+from edgepose.export.cpu_kernels import move_as_bytes, split_groups
 from edgepose.export.half import half_typed
 
 _POSITIVE = frozenset({"Relu", "Sigmoid", "Softmax", "Abs", "Exp"})  # outputs are never below 0
@@ -46,7 +47,8 @@ def cpu_view(model: ModelProto) -> ModelProto:
     """What ONNX Runtime's CPU kernels fuse: unsigned activations with the same scales.
 
     Values that cannot be negative become uint8 with zero point 0, equal up to saturation: they clip at 255
-    steps instead of 127. The others become uint8 with zero point 128, bit for bit the same. Weights stay.
+    steps instead of 127. The others become uint8 with zero point 128, bit for bit the same. Weights stay, but
+    for the zeros that `split_groups` puts between groups.
     """
     model = copy(model)
     graph = Graph(model)
@@ -60,8 +62,9 @@ def cpu_view(model: ModelProto) -> ModelProto:
         quantized = {QUANTIZE: node.output, DEQUANTIZE: node.input}.get(node.op_type)
         if quantized is not None and quantized[0] in zero_points:
             node.input[2] = zero_points[quantized[0]]
+    split_groups(model)
+    move_as_bytes(model)
     del model.graph.value_info[:]  # some of it says int8
-    drop_dead(model)
     return model
 
 

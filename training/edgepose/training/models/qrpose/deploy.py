@@ -29,11 +29,11 @@ def sparse(network: QrPose, trunk: Trunk) -> dict[str, Tensor]:
     ramp = network.ramp.expand(pixels.shape[0], -1).gather(1, pixels)
     places = network.grid.expand(pixels.shape[0], -1, 2).gather(1, pixels[:, :, None].expand(-1, -1, 2))
     heads = network.heads_at(trunk, pixels)
-    logits = heads.logits[:, 0, :, 0] + ramp
+    logits = heads.logits[:, 0, 0] + ramp
     scores = torch.sigmoid(logits) * (1 - suppressed(logits, places))
     best, chosen = scores.topk(network.config.slots, 1)
     found = _found(heads, places)
-    return _outputs(network.config, best, _rows(found, chosen), found)
+    return _outputs(network.config, best, _columns(found, chosen), found)
 
 
 def candidates(network: QrPose, trunk: Trunk) -> Tensor:
@@ -57,7 +57,8 @@ def suppressed(logits: Tensor, places: Tensor) -> Tensor:
 
     `places` (B, M, 2) in map pixels.
     """
-    distance = (places[:, :, None] - places[:, None]).abs().amax(-1)  # (B, M, M)
+    across = places.transpose(1, 2)  # (B, 2, M)
+    distance = (across[..., None] - across[:, :, None]).abs().amax(1)  # (B, M, M)
     better = logits[:, None, :] > logits[:, :, None]  # [i, j]: j beats i
     return (better & (distance < WINDOW + 0.5)).to(logits.dtype).amax(2)
 
@@ -71,31 +72,33 @@ def dense(network: QrPose, trunk: Trunk) -> dict[str, Tensor]:
     peaks = torch.where(logits >= highest, torch.sigmoid(logits), torch.zeros_like(logits))
     best, chosen = peaks.flatten(1).topk(network.config.slots, 1)
     found = _found(heads, network.grid.expand(B, -1, 2))
-    return _outputs(network.config, best, _rows(found, chosen), _rows(found, candidates(network, trunk)))
+    return _outputs(
+        network.config, best, _columns(found, chosen), _columns(found, candidates(network, trunk))
+    )
 
 
 class Found(NamedTuple):
-    """The poses of P pixels."""
+    """The poses of P pixels, which are the last axis throughout (`sampling.bilinear` says why)."""
 
-    joints: Tensor  # (B, P, K, 2) map pixels
-    confidence: Tensor  # (B, P, K)
+    joints: Tensor  # (B, K, 2, P) map pixels
+    confidence: Tensor  # (B, K, P)
     scores: Tensor  # (B, P) of S
 
 
 def _found(heads: Heads, places: Tensor) -> Found:
     """The poses of heads that were evaluated at `places` (B, P, 2)."""
-    B, K = heads.confidence.shape[:2]
-    offsets = heads.offsets.flatten(2).transpose(1, 2).reshape(B, -1, K, 2)
-    confidence = torch.sigmoid(heads.confidence.flatten(2).transpose(1, 2))
-    return Found(places[:, :, None] + offsets, confidence, torch.sigmoid(heads.logits.flatten(1)))
+    offsets = heads.offsets.flatten(2)  # (B, 2K, P)
+    joints = offsets.reshape(offsets.shape[0], -1, 2, offsets.shape[2]) + places.transpose(1, 2)[:, None]
+    confidence = torch.sigmoid(heads.confidence.flatten(2))
+    return Found(joints, confidence, torch.sigmoid(heads.logits.flatten(1)))
 
 
-def _rows(found: Found, chosen: Tensor) -> Found:
+def _columns(found: Found, chosen: Tensor) -> Found:
     """The `chosen` (B, N) of the poses."""
-    K = found.confidence.shape[2]
-    joints = found.joints.flatten(2).gather(1, chosen[:, :, None].expand(-1, -1, 2 * K))
-    confidence = found.confidence.gather(1, chosen[:, :, None].expand(-1, -1, K))
-    return Found(joints.reshape(chosen.shape[0], -1, K, 2), confidence, found.scores.gather(1, chosen))
+    B, K = found.confidence.shape[:2]
+    joints = found.joints.flatten(1, 2).gather(2, chosen[:, None].expand(-1, 2 * K, -1))
+    confidence = found.confidence.gather(2, chosen[:, None].expand(-1, K, -1))
+    return Found(joints.reshape(B, K, 2, -1), confidence, found.scores.gather(1, chosen))
 
 
 def _outputs(config: Config, scores: Tensor, slots: Found, others: Found) -> dict[str, Tensor]:
@@ -104,10 +107,10 @@ def _outputs(config: Config, scores: Tensor, slots: Found, others: Found) -> dic
         slots = agreed(slots, others)
         scores = expected_oks(scores, slots.confidence, in_picture(slots.joints, config.map_size))
     # Equal zeros: which candidates fill the empty slots is the runtime's choice, so show none.
-    taken = (scores > 0).to(scores.dtype)[:, :, None]
-    keypoints = STRIDE * slots.joints * taken[..., None]
+    taken = (scores > 0).to(scores.dtype)
+    keypoints = (STRIDE * slots.joints * taken[:, None, None]).permute(0, 3, 1, 2)
     boxes = torch.cat([keypoints.amin(2), keypoints.amax(2)], -1)
-    confidence = slots.confidence * taken
+    confidence = (slots.confidence * taken[:, None]).transpose(1, 2)
     return {"scores": scores, "boxes": boxes, "keypoints": keypoints, "keypoint_scores": confidence}
 
 
@@ -118,36 +121,36 @@ def agreed(slots: Found, others: Found) -> Found:
     and their errors are not all the same. Where nobody is likely, a pose stays: rounding decides who is the
     last of the M.
     """
-    width, height = (slots.joints.amax(2) - slots.joints.amin(2)).unbind(-1)  # (B, N)
+    width, height = (slots.joints.amax(1) - slots.joints.amin(1)).unbind(1)  # (B, N)
     reach = -(REACH**2) * (width * height).clamp(min=1.0)
-    apart = others.joints[:, None] - slots.joints[:, :, None]  # (B, N, M, K, 2)
+    apart = others.joints[:, :, :, None] - slots.joints[..., None]  # (B, K, 2, N, M)
     # A tail like e^-x without Exp, products for Pow and means for sums: section 7 lists the operators.
-    near = 2 * torch.sigmoid((apart * apart).mean(-1) / reach[:, :, None, None])
-    sure = others.confidence * others.confidence * others.scores[:, :, None]
-    weights = sure[:, None] * near
-    weights = weights / (weights.mean(2, keepdim=True) + OWN)
-    surer = others.confidence[:, None] - slots.confidence[:, :, None]
-    joints = slots.joints + (weights[..., None] * apart).mean(2)
-    return Found(joints, slots.confidence + (weights * surer).mean(2), slots.scores)
+    near = 2 * torch.sigmoid((apart * apart).mean(2) / reach[:, None, :, None])
+    sure = others.confidence * others.confidence * others.scores[:, None]
+    weights = sure[:, :, None] * near  # (B, K, N, M)
+    weights = weights / (weights.mean(3, keepdim=True) + OWN)
+    surer = others.confidence[:, :, None] - slots.confidence[..., None]
+    joints = slots.joints + (weights[:, :, None] * apart).mean(4)
+    return Found(joints, slots.confidence + (weights * surer).mean(3), slots.scores)
 
 
 def in_picture(joints: Tensor, map_size: tuple[int, int]) -> Tensor:
-    """(B, N, K, 2) in pixels of a map of (W, H) -> (B, N, K), how likely each joint lies in the picture.
+    """(B, K, 2, N) in pixels of a map of (W, H) -> (B, K, N), how likely each joint lies in the picture.
 
     Where a joint is said to be on the picture's edge, as likely as not.
     """
-    half = joints.new_tensor(map_size) / 2
+    half = joints.new_tensor(map_size)[:, None] / 2
     middle = half - 0.5 / STRIDE  # the first input pixel's centre is 0, its edge half a pixel before
-    return torch.sigmoid((half - (joints - middle).abs()).amin(-1))
+    return torch.sigmoid((half - (joints - middle).abs()).amin(2))
 
 
 def expected_oks(scores: Tensor, confidence: Tensor, shown: Tensor) -> Tensor:
-    """S (B, N), the joints' confidences and how likely each is in the picture (B, N, K) -> (B, N) in 0..1.
+    """S (B, N), the joints' confidences and how likely each is in the picture (B, K, N) -> (B, N) in 0..1.
 
     The OKS is a mean over labelled joints, and those beyond the picture are not labelled: so is this.
     Differs from section 7, whose score is S: one number has to learn both whether somebody is there and how
     well all joints are found, and tells the latter less well than the joints do.
     """
     labelled = confidence + torch.relu(shown - confidence)  # the larger one: what is found well is labelled
-    mean = confidence.mean(2) / labelled.mean(2).clamp(min=LEAST_SHOWN)
+    mean = confidence.mean(1) / labelled.mean(1).clamp(min=LEAST_SHOWN)
     return mean * (scores / SURE).clamp(max=1)

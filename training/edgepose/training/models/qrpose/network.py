@@ -195,11 +195,11 @@ class QrPose(nn.Module):
         self._initialise()
         self.grid: Tensor  # (H*W, 2) x, y of each map pixel
         self.ramp: Tensor  # (H*W,) logits
-        self.around: Tensor  # (Q, 1, 1, 2) places of a joint's queries about the coarse position, in spacings
+        self.around: Tensor  # (2, Q, 1) places of a joint's queries about the coarse position, in spacings
         centres = pixel_centres(config.map_size)
         self.register_buffer("grid", centres, persistent=False)
         square = pixel_centres((config.queries, config.queries)) - (config.queries - 1) / 2
-        self.register_buffer("around", square[:, None, None], persistent=False)
+        self.register_buffer("around", square.T[:, :, None].contiguous(), persistent=False)
         self.register_buffer("ramp", torch.arange(len(centres)) * (RAMP / len(centres)), persistent=False)
 
     def _initialise(self) -> None:
@@ -225,17 +225,18 @@ class QrPose(nn.Module):
         return Trunk(instance, self.kpt(features), self.score0(instance))
 
     def heads_at(self, trunk: Trunk, pixels: Tensor, hints: Tensor | None = None) -> Heads:
-        """The heads at pixels (B, P) int64 of the map, laid out as (B, ., P, 1): section 7 B.
+        """The heads at pixels (B, P) int64 of the map, laid out as (B, ., 1, P): section 7 B.
 
         `hints` (B, D, K, 2) replace the coarse offsets of the last D pixels.
         """
         precise = self.off1.weight.dtype  # the trunk may be half under AMP, positions must not
         instance = at_pixels(trunk.instance, pixels).to(precise)
-        joints = at_pixels(trunk.joints, pixels).to(precise)
+        groups = 1 if self.training else self.config.joints
+        joints = at_pixels(trunk.joints, pixels, groups).to(precise)
         coarse = self.off1(joints) * OFFSET_SCALE
         if hints is not None and hints.shape[1]:
-            given = hints.flatten(2).transpose(1, 2).unsqueeze(-1)  # (B, 2K, D, 1)
-            coarse = torch.cat([coarse[:, :, : -hints.shape[1]], given], 2)
+            given = hints.flatten(2).transpose(1, 2).unsqueeze(2)  # (B, 2K, 1, D)
+            coarse = torch.cat([coarse[..., : -hints.shape[1]], given], 3)
         B, P = pixels.shape
         here = self.grid[None].expand(B, -1, 2).gather(1, pixels[:, :, None].expand(B, P, 2))
         sample = grid_sample if self.training else bilinear
@@ -254,11 +255,12 @@ class QrPose(nn.Module):
         coarse pose points at them, so KQE looks around, in proportion to how large the pose is.
         """
         B, _, h, w = pose.shape
-        poses = self._poses(pose)  # (B, P, K, 2)
-        extent = (poses.amax(2) - poses.amin(2)).detach().mean(-1)  # (B, P)
+        poses = pose.reshape(B, -1, 2, h * w)  # (B, K, 2, P)
+        extent = (poses.amax(1) - poses.amin(1)).detach().mean(1)  # (B, P)
         spacing = (extent * reach).clamp(*SPACING_LIMITS)
-        positions = (here[:, :, None] + poses)[:, None] + self.around * spacing[:, None, :, None, None]
-        semantics = sample(joints, positions.flatten(1, 2))  # (B, K*c, Q*P, 1)
+        middles = here.transpose(1, 2)[:, None] + poses
+        positions = middles[:, :, :, None] + self.around * spacing[:, None, None, None]
+        semantics = sample(joints, positions.flatten(3))  # (B, K*c, 1, Q*P)
         return Queries(semantics.reshape(B, -1, h, w), spacing.reshape(B, 1, h, w))
 
     def heads(self, instance: Tensor, joints: Tensor, coarse: Tensor, read: Read) -> Heads:
@@ -297,10 +299,10 @@ class QrPose(nn.Module):
             pixels=choice.pixels,
             share=choice.share,
             hinted=choice.hints.shape[1],
-            logits=heads.logits[:, 0, :, 0],
+            logits=heads.logits[:, 0, 0],
             offsets=self._poses(heads.offsets),
             coarse_offsets=self._poses(heads.coarse_offsets),
-            confidence=heads.confidence[..., 0].transpose(1, 2),
+            confidence=heads.confidence[:, :, 0].transpose(1, 2),
             maps=(trunk.instance, trunk.joints),
         )
 

@@ -17,61 +17,83 @@ def pixel_centres(size: tuple[int, int]) -> Tensor:
     return torch.stack([x, y], -1).reshape(-1, 2).float()
 
 
-def rows(table: Tensor, numbers: Tensor) -> Tensor:
-    """(B, N, C), numbers (B, M) int32 of its rows -> (B, M, C).
+def at_pixels(features: Tensor, pixels: Tensor, groups: int = 1) -> Tensor:
+    """(B, C, H, W) at pixels (B, P) -> (B, C, 1, P), reading each of `groups` of channels by itself.
 
-    In a graph one Gather of whole rows from all pictures' tables as one: `Tensor.gather` becomes an Expand
-    and a GatherElements, which ONNX Runtime copies value by value.
+    Rows of channels are read. In one group, on channels-last tensors, neither this nor its gradient copies
+    the map; in as many as `bilinear` reads, both share one copy in a graph.
     """
-    B, N, C = table.shape
-    first = torch.arange(B, dtype=numbers.dtype, device=numbers.device) * N
-    return table.reshape(-1, C).index_select(0, (numbers + first[:, None]).flatten()).reshape(B, -1, C)
-
-
-def at_pixels(features: Tensor, pixels: Tensor) -> Tensor:
-    """(B, C, H, W) at pixels (B, P) -> (B, C, P, 1).
-
-    Rows of channels are read: on channels-last tensors neither this nor its gradient copies the map.
-    """
-    return rows(features.flatten(2).transpose(1, 2), pixels.int()).transpose(1, 2).unsqueeze(-1)
+    table = _table(features, groups)
+    numbers = pixels.int()[:, None].expand(-1, groups, -1).flatten(0, 1)
+    read = _rows(table, numbers + _starts(table)).transpose(1, 2)  # (B*groups, C/groups, P)
+    B, P = pixels.shape
+    return read.reshape(B, -1, 1, P)
 
 
 def bilinear(features: Tensor, positions: Tensor) -> Tensor:
-    """(B, K*c, H, W), each joint's own channels at its positions (B, P, K, 2) -> (B, K*c, P, 1).
+    """(B, K*c, H, W), each joint's own channels at its x and y (B, K, 2, P) -> (B, K*c, 1, P).
 
-    Beyond the border the border's value counts: grid_sample(border, align_corners=True) by one Gather.
+    Beyond the border the border's value counts: grid_sample(border, align_corners=True) by four Gathers.
+    Places are the last axis throughout: ONNX Runtime repeats what is broadcast along a short last axis value
+    by value.
     """
-    B, P, K, _ = positions.shape
+    B, K, _, P = positions.shape
     H, W = features.shape[-2:]
-    x, y = positions[..., 0].clamp(0, W - 1), positions[..., 1].clamp(0, H - 1)  # (B, P, K)
+    x, y = (positions[:, :, axis].flatten(0, 1) for axis in (0, 1))  # (B*K, P)
+    x, y = x.clamp(0, W - 1), y.clamp(0, H - 1)
     left, above = x.detach().floor(), y.detach().floor()
     if not torch.onnx.is_in_onnx_export():  # what is no number has no place, but stays in `ax`, `ay`
         left, above = left.nan_to_num(), above.nan_to_num()
     right, below = (left + 1).clamp(max=W - 1), (above + 1).clamp(max=H - 1)
+    table = _table(features, K)
     # int32, because a half-precision y*W + x is wrong for most pixels (specs/qrpose.md section 8)
-    down = torch.cat([above, above, below, below], 1).int()
-    across = torch.cat([left, right, left, right], 1).int()
-    joint = torch.arange(K, dtype=down.dtype, device=down.device)
-    corners = (down * W + across) * K + joint  # (B, 4P, K)
-    table = features.flatten(2).transpose(1, 2).reshape(B, H * W * K, -1)
-    values = rows(table, corners.flatten(1)).reshape(B, 4 * P, K, -1).to(positions.dtype)
-    top_left, top_right, bottom_left, bottom_right = torch.split(values, P, 1)  # (B, P, K, c)
-    ax, ay = (x - left).unsqueeze(-1), (y - above).unsqueeze(-1)
-    top = top_left + (top_right - top_left) * ax
-    bottom = bottom_left + (bottom_right - bottom_left) * ax
-    return (top + (bottom - top) * ay).flatten(2).transpose(1, 2).unsqueeze(-1)
+    north, south = (line.int() * W + _starts(table) for line in (above, below))
+    west, east = left.int(), right.int()
+
+    def corner(numbers: Tensor) -> Tensor:
+        return _rows(table, numbers).to(positions.dtype).transpose(1, 2)  # (B*K, c, P)
+
+    ax, ay = (x - left).unsqueeze(1), (y - above).unsqueeze(1)
+    top = _between(corner(north + west), corner(north + east), ax)
+    bottom = _between(corner(south + west), corner(south + east), ax)
+    return _between(top, bottom, ay).reshape(B, -1, 1, P)
+
+
+def _table(features: Tensor, groups: int) -> Tensor:
+    """(B, C, H, W) -> (B*groups, H*W, C/groups)."""
+    B, _, H, W = features.shape
+    return features.reshape(B * groups, -1, H * W).transpose(1, 2)
+
+
+def _starts(table: Tensor) -> Tensor:
+    """(T, N, C) -> (T, 1) int32, the number of each table's first row among those of all."""
+    return torch.arange(table.shape[0], dtype=torch.int32, device=table.device)[:, None] * table.shape[1]
+
+
+def _rows(table: Tensor, numbers: Tensor) -> Tensor:
+    """(T, N, C), numbers (T, M) int32 of the rows of all tables -> (T, M, C).
+
+    In a graph one Gather of whole rows from all tables as one: `Tensor.gather` becomes an Expand and a
+    GatherElements, which ONNX Runtime copies value by value.
+    """
+    T, _, C = table.shape
+    return table.flatten(0, 1).index_select(0, numbers.flatten()).reshape(T, -1, C)
+
+
+def _between(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    return one + (other - one) * share
 
 
 def grid_sample(features: Tensor, positions: Tensor) -> Tensor:
     """The same as `bilinear`, by one GridSample of 4 dimensions, which TensorRT has from 8.5 on."""
-    B, P, K, _ = positions.shape
+    B, K, _, P = positions.shape
     H, W = features.shape[-2:]
-    size = torch.tensor([W - 1, H - 1], dtype=positions.dtype, device=positions.device)
+    size = torch.tensor([[W - 1], [H - 1]], dtype=positions.dtype, device=positions.device)
     sampled = functional.grid_sample(
         features.to(positions.dtype).reshape(B * K, -1, H, W),
-        (positions * (2 / size) - 1).transpose(1, 2).reshape(B * K, P, 1, 2),
+        (positions * (2 / size) - 1).transpose(2, 3).reshape(B * K, P, 1, 2),
         mode="bilinear",
         padding_mode="border",
         align_corners=True,
     )
-    return sampled.reshape(B, -1, P, 1)
+    return sampled.reshape(B, -1, 1, P)
