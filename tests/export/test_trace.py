@@ -14,12 +14,13 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from edgepose.compression.execution import INPUT, outputs_of
-from edgepose.compression.graph import count_ops, opset
+from edgepose.compression.graph import Graph, count_ops, opset
 from edgepose.export.single_stage import OUTPUTS
 from edgepose.export.trace import FORBIDDEN, trace
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.poses import F32
 from edgepose.runtime.spec import Spec
+from edgepose.training.models import build
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
@@ -54,6 +55,15 @@ def test_nodes_and_weights_are_named_like_layers(standin: Any, traced: ModelProt
     assert {node.name for node in traced.graph.node if node.op_type == "Conv"} == layers
     weights = {tensor.name for tensor in traced.graph.initializer}
     assert {f"{layer}.weight" for layer in layers} <= weights
+
+
+def test_numbers_of_rows_stay_int32(spec: Spec) -> None:
+    """The exporter casts them to int64, which TensorRT 8 does not have."""
+    graph = Graph(trace(build("qrpose_tiny", size=(64, 64)), spec)["pose"])
+    rows = [node.input[1] for node in graph.nodes if node.op_type == "Gather"]
+    makers = [maker.op_type for name in rows if (maker := graph.producers.get(name)) is not None]
+    assert len(makers) == 10  # of I, of R, and of four corners a look
+    assert "Cast" not in makers
 
 
 def test_nothing_of_this_machine_is_inside(raw: ModelProto) -> None:

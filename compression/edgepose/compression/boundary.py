@@ -1,7 +1,7 @@
 """INT8 results for the last INT8 layers: where only float layers read them, NNCF leaves the pair away.
 
-Without it ONNX Runtime runs such a convolution in float: qrpose_tiny is 1.5 times as fast as FP32 without and
-2.0 times with it, at the same accuracy. What float layers read is rounded here, never what they answer.
+Without it ONNX Runtime runs such a convolution in float, and moves floats where its result is looked up. What
+float layers read is rounded here, never what they answer.
 """
 
 from __future__ import annotations
