@@ -59,7 +59,7 @@ def test_no_engine_at_all_fails_the_gate(bundle, install, run) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--max-drift", "0.05"), "joints move by 0.0"),
+        (("--max-drift", "0.05"), "joints move by 0."),
         (("--max-ap-loss", "5"), "loses "),
     ],
 )
