@@ -356,10 +356,6 @@ def test_bad_input_is_one_sentence(chain: Chain, tmp_path: Path, capfd: pytest.C
         assert not out.exists()
 
 
-@pytest.mark.skipif(
-    ort.__version__.startswith("1.23."),
-    reason="ONNX Runtime 1.23, the last for Python 3.10, divides by the number of crops",
-)
 @pytest.mark.parametrize("view", ["fp32", "int8.ort"])
 def test_nobody_in_nobody_out(chain: Chain, view: str) -> None:
     known: dict[str, Array] = {INPUT: np.zeros((0, 3, 128, 96), np.float32)}
