@@ -356,6 +356,10 @@ def test_bad_input_is_one_sentence(chain: Chain, tmp_path: Path, capfd: pytest.C
         assert not out.exists()
 
 
+@pytest.mark.skipif(
+    [int(number) for number in ort.__version__.split(".")[:2]] < [1, 31],
+    reason="TopK of nobody kills the process before ONNX Runtime 1.31 (the runtime never asks for it)",
+)
 @pytest.mark.parametrize("view", ["fp32", "int8.ort"])
 def test_nobody_in_nobody_out(chain: Chain, view: str) -> None:
     known: dict[str, Array] = {INPUT: np.zeros((0, 3, 128, 96), np.float32)}
