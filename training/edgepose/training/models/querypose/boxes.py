@@ -35,7 +35,8 @@ def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
     """(...) in -1..1, of boxes that broadcast."""
     overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
     around = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
-    shared, hull = overlap.prod(-1), around.prod(-1).clamp(min=SMALLEST_AREA)
+    shared = overlap[..., 0] * overlap[..., 1]  # no `prod`: its gradient looks for zeros, and waits for a GPU
+    hull = (around[..., 0] * around[..., 1]).clamp(min=SMALLEST_AREA)
     union = (area(a) + area(b) - shared).clamp(min=SMALLEST_AREA)
     return shared / union - (hull - union) / hull
 
