@@ -8,8 +8,10 @@ import weakref
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 
+from edgepose.compression.execution import rounding
 from standin_tensorrt.behaviour import data_type, registered, require_driver, tell, unpack
 from standin_tensorrt.onnx_rules import Graph, Port
 from standin_tensorrt.strictness import WouldCrash
@@ -230,9 +232,8 @@ def _session(engine: Any) -> Any:
         options.intra_op_num_threads = 1
         # As the file is written: the optimiser quantizes float biases, on scales that half rounds to nothing.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        engine.session = onnxruntime.InferenceSession(
-            engine.graph.data, options, providers=["CPUExecutionProvider"]
-        )
+        data = rounding(onnx.load_from_string(engine.graph.data)).SerializeToString()
+        engine.session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     return engine.session
 
 
