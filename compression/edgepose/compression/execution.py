@@ -33,8 +33,10 @@ def rounding(model: ModelProto) -> ModelProto:
 
     ONNX Runtime before 1.30 cuts half quotients off towards zero instead (its pull request 32452).
     """
+    constants = Graph(model).constants
+    if all(tensor.data_type != TensorProto.FLOAT16 for tensor in constants.values()):
+        return model  # not copied: some networks are large
     result = copy(model)
-    constants = Graph(result).constants
     nodes: list[NodeProto] = []
     for node in result.graph.node:
         scale = constants.get(node.input[1]) if node.op_type == QUANTIZE else None
