@@ -21,8 +21,8 @@ Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
 # COCO keypoint challenge: OKS thresholds, recall grid, detections per picture, area ranges in square pixels.
-THRESHOLDS: F64 = np.linspace(0.5, 0.95, 10)
-RECALLS: F64 = np.linspace(0.0, 1.0, 101)
+THRESHOLDS = np.linspace(0.5, 0.95, 10, dtype=np.float64)
+RECALLS = np.linspace(0.0, 1.0, 101, dtype=np.float64)
 MAX_POSES = 20
 WHOLE_RANGE = (0.0, 1e5**2)
 SIZES: Mapping[str, tuple[float, float]] = MappingProxyType(

@@ -164,8 +164,8 @@ def judged(outcomes: Sequence[Outcome]) -> list[tuple[Claim, list[Interval], str
     seeds = sorted({outcome.seed for outcome in outcomes})
     result = []
     for claim in CLAIMS:
-        pairs = [(by_key[(*claim.better, seed)], by_key[(*claim.worse, seed)]) for seed in seeds]
-        intervals = [_interval(claim, *pair) for pair in pairs]
+        keys = [((*claim.better, seed), (*claim.worse, seed)) for seed in seeds]
+        intervals = [_interval(claim, by_key[better], by_key[worse]) for better, worse in keys]
         result.append((claim, intervals, verdict(intervals)))
     return result
 

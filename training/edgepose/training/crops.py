@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Subset
 
+from edgepose.calibration.boxes import size_of
 from edgepose.calibration.sample import Person, Sample
 from edgepose.runtime.topdown.crop import F64
 from edgepose.training.data import recolour
@@ -74,7 +75,7 @@ class Crops(TorchDataset[tuple[Example, int]]):
         labels = ((dataset.people(index), dataset.size(index)) for index in chosen)
         if recipe.data.cache:
             self._pictures = kept = read_all(self._pictures, len(chosen), recipe.data.workers)
-            labels = ((sample.people, sample.image.shape[1::-1]) for sample in kept)
+            labels = ((sample.people, size_of(sample)) for sample in kept)
         self._subjects = [
             Subject(picture, box, person)
             for picture, (people, frame) in enumerate(labels)

@@ -18,7 +18,7 @@ _SHIFT = 4  # fractional bits of OpenCV's polygon corners
 _DETAIL_PX = 1.5  # half width from which a part shows its texture
 _ACROSS = 32  # columns of a wrap that face the camera
 _CORNERS = 24  # of every outline
-_ARC: F64 = np.linspace(-1, 1, _CORNERS // 2)
+_ARC = np.linspace(-1, 1, _CORNERS // 2, dtype=np.float64)
 _SLAB_INDEX = range(len(SLABS))  # they are the first of PARTS
 # Metres towards the camera: which part covers which where they touch, clothes over skin, hands over clothes.
 _BIAS = np.zeros(len(PARTS))
@@ -126,7 +126,7 @@ def _profiles(parts: _Parts, light: Light, columns: int) -> tuple[F32, F64, F64]
 
     The same for all three channels: numpy takes several times as long to repeat it in a product.
     """
-    u = np.linspace(-0.97, 0.97, columns)
+    u = np.linspace(-0.97, 0.97, columns, dtype=np.float64)
     bulge = np.sqrt(1 - u * u)
     sideways = parts.across @ light.direction[:2]
     facing = sideways[:, None] * u + (parts.towards @ light.direction)[:, None] * bulge

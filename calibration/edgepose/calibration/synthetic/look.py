@@ -180,7 +180,8 @@ def _head(rng: np.random.Generator, skin: F32, hair: F32) -> F32:
     y, x = rng.integers(0, 128, 2)
     strands = 0.75 + 0.5 * noise_tile()[y : y + _HEAD_H, x : x + _HEAD_W]
     covered = lat > line
-    head: F32 = cv2.merge([np.where(covered, h * strands, s) for h, s in zip(hair, skin, strict=True)])
+    channels = [np.where(covered, h * strands, s) for h, s in zip(hair, skin, strict=True)]
+    head = np.asarray(cv2.merge(channels), np.float32)
     _face(rng, head, skin, hair)
     if rng.random() < 0.14:
         brim = np.where(lon < 60, 26, rng.uniform(10, 30))

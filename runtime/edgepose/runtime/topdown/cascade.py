@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from edgepose.runtime.oks import mean_of_two, seen_likeness, silhouettes, suppress
 from edgepose.runtime.poses import F32, STAGES, Poses
@@ -138,7 +139,7 @@ class Cascade:
         `auto` leaves out those for whom the network promises enough, and those whose second pose would not
         be expected to be better than what is there.
         """
-        worth = np.ones(len(scores), np.bool_)
+        worth: npt.NDArray[np.bool_] = np.ones(len(scores), np.bool_)
         if self._dial.policy == "auto":
             there = np.maximum(scores, self._expected(scores, quality, COARSE))
             worth = (quality < self._second.limit) & (self._expected(scores, quality, FINE) >= there)
