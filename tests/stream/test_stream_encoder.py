@@ -135,6 +135,37 @@ def test_an_encoder_that_works_leaves_no_messages_on_its_bus() -> None:
     assert pending == [False, False, False]
 
 
+def hanging() -> Codec:
+    """It waits a minute with each frame, and says nothing."""
+    return Codec("identity", False, "identity sync=true ts-offset=60000000000")
+
+
+def test_an_encoder_that_hangs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "_HANG_S", 0.5)
+    now_ns = time.monotonic_ns()
+    coder = Encoder(hanging(), Picture(32, 32, 30), now_ns, lambda *_: None)
+    picture = np.zeros((32, 32, 3), np.uint8)
+    feeder = threading.Thread(target=lambda: [coder.push(picture, now_ns + i) for i in range(9)], daemon=True)
+    feeder.start()
+    with pytest.raises(HardwareError, match=r"hangs: it has taken no frame for 0\.5 s; start"):
+        coder.run(threading.Event())
+    assert feeder.is_alive()
+    coder.close()
+    feeder.join(5)
+    assert not feeder.is_alive()
+
+
+def test_an_encoder_without_frames_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source that pauses is no fault of the encoder's, one frame behind or not."""
+    monkeypatch.setattr(encoder, "_HANG_S", 0.3)
+    now_ns, stop = time.monotonic_ns(), threading.Event()
+    coder = Encoder(BY_NAME["x264enc"], Picture(32, 32, 30), now_ns, lambda *_: None)
+    assert coder.push(np.zeros((32, 32, 3), np.uint8), now_ns)
+    threading.Timer(1.0, stop.set).start()
+    coder.run(stop)
+    coder.close()
+
+
 @pytest.mark.parametrize("width", [32, 33, 34, 35])
 def test_pixels_survive_the_way_through_a_pipeline(width: int) -> None:
     """Rows are padded to 4 bytes by GStreamer: for every remainder of the width."""

@@ -23,9 +23,9 @@ from stream_standins import knowing, number_of, numbered, truth
 from edgepose.runtime.errors import EdgeposeError, HardwareError
 from edgepose.runtime.poses import Poses
 from edgepose.runtime.preprocess import U8
-from edgepose.runtime.stream import capture, gst, rtsp, session
+from edgepose.runtime.stream import capture, encoder, gst, rtsp, session
 from edgepose.runtime.stream.client import ReceivedFrame, read_rtsp
-from edgepose.runtime.stream.encoder import CODECS, Codec, Picture
+from edgepose.runtime.stream.encoder import CODECS, Codec, Encoder, Picture
 from edgepose.runtime.stream.grammar import Camera, File, Login, Network, parse_endpoint, parse_source
 from edgepose.runtime.stream.lines import people_of
 from edgepose.runtime.stream.pace import Lag
@@ -568,3 +568,19 @@ def test_closing_does_not_wait_for_a_long_inference() -> None:
         stream.wait(0.3)
         start_s = time.monotonic()
     assert time.monotonic() - start_s < 3
+
+
+def test_an_encoder_that_hangs_ends_the_stream_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a driver's does: it takes no frame, and does not let its pipeline be stopped."""
+    hanging = Codec("identity", False, "identity sync=true ts-offset=60000000000")
+    stop, over = Encoder.close, threading.Event()
+    monkeypatch.setattr(session, "choose", lambda: hanging)
+    monkeypatch.setattr(encoder, "_HANG_S", 0.5)
+    monkeypatch.setattr(Encoder, "close", lambda self: (over.wait(20), stop(self)))
+    stream = Stream(settings("sync"), feeder(), knowing()).__enter__()
+    with pytest.raises(HardwareError, match="encoder hangs"):
+        stream.wait(10)
+    start_s = time.monotonic()
+    stream.close()
+    assert time.monotonic() - start_s < 3
+    over.set()

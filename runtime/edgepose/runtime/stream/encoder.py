@@ -19,6 +19,7 @@ from edgepose.runtime.stream import gst
 
 log = logging.getLogger(__name__)
 _PROBE_S = 10.0
+_HANG_S = 10.0  # that a frame may wait to be taken: no encoder that works needs as long for a few frames
 _KEY_EVERY_NS = 1_000_000_000  # a viewer that missed a key frame waits a second at most
 _KEY_PAUSE_NS = 150_000_000  # many viewers that come together share one key frame
 _H264 = "video/x-h264,stream-format=byte-stream,alignment=au"
@@ -131,6 +132,7 @@ class Encoder:
         self._lock = threading.Lock()
         self._start_ns, self._last_ns = start_ns, start_ns - 1
         self._key_ns = 0
+        self._offered_s: float | None = None  # since when a frame waits to be taken, monotonic
         size = f"width={picture.width},height={picture.height}"
         # block=true at one frame: an encoder that is too slow holds up its feeder, whose mailbox drops.
         frame_bytes = 3 * picture.width * picture.height
@@ -156,7 +158,9 @@ class Encoder:
             if clock_ns - self._key_ns >= _KEY_EVERY_NS:  # by time: a slow network makes few frames a second
                 self._force_key(clock_ns)
             buffer.pts = clock_ns - self._start_ns
+            self._offered_s = time.monotonic()
             self._frames.push_buffer(buffer)
+            self._offered_s = None
         return True
 
     def force_key(self) -> None:
@@ -172,7 +176,10 @@ class Encoder:
         self._units.get_static_pad("sink").push_event(event)
 
     def run(self, stop: threading.Event) -> None:
-        """Hand over access units until `stop` or the end. Raises HardwareError when the encoder breaks."""
+        """Hand over access units until `stop` or the end.
+
+        Raises HardwareError when the encoder breaks, or says nothing and takes no frame any more.
+        """
         Gst, fault = gst.namespace("Gst"), None
         while not stop.is_set():
             sample = self._units.try_pull_sample(100 * Gst.MSECOND)
@@ -184,6 +191,11 @@ class Encoder:
                 raise HardwareError(f"the H.264 encoder stopped: {fault}")
             elif self._units.get_property("eos"):
                 return
+            elif (offered_s := self._offered_s) and time.monotonic() - offered_s > _HANG_S:
+                raise HardwareError(
+                    f"the H.264 encoder hangs: it has taken no frame for {_HANG_S:g} s; start the stream "
+                    "again, or the board where that does not help"
+                )
 
     def _hand_over(self, sample: Any) -> None:
         buffer, running_ns = sample.get_buffer(), gst.running_time_ns(sample)

@@ -30,7 +30,7 @@ from edgepose.runtime.stream.supervise import Listener, Patience, Supervisor
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.1
-_JOIN_S = 0.6  # for each of three threads at the end: with the rest it stays under 3 s
+_JOIN_S = 0.6  # for each of at most three threads that hang at the end: with the rest it stays under 3 s
 _APART_NS = 1_000_000  # between two pictures; a tick of RTP's 90 kHz clock is 11,111 ns
 _NOMINAL_FPS = 30  # of a source that does not say
 
@@ -294,13 +294,14 @@ class Stream:
     # The end.
 
     def close(self) -> None:
-        """Stop everything; returns within 3 s even while the network is busy with a long frame."""
+        """Stop everything; returns within 3 s even while the network is busy or the encoder hangs."""
         self._supervisor.stop()
         self._stop.set()
         if self._server:
             self._server.close()
         if self._encoder:
-            self._encoder.close()  # frees whoever waits to push a frame
+            # Frees whoever waits to push a frame. In a thread: a driver that hangs does not end, either.
+            self._begin("close", self._encoder.close)
         for thread in list(self._threads.values()):
             thread.join(_JOIN_S)
 
