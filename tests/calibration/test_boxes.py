@@ -155,6 +155,7 @@ def test_coco_files_name_their_pictures() -> None:
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[" + "9" * 5000 + "]", "\x00"])
 def test_json_without_end_is_one_sentence(tmp_path: Path, text: str) -> None:
+    """Pythons before 3.10.7 read a number of any length, which then is no detection."""
     (tmp_path / "detections.json").write_text(text)
-    with pytest.raises(EdgeposeError, match="no valid JSON"):
+    with pytest.raises(EdgeposeError, match=r"no valid JSON|detection 0 has no category_id"):
         read_detections(tmp_path / "detections.json")

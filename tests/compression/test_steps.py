@@ -271,7 +271,7 @@ TINY, FEW = "model: qrpose_tiny\ndata", "synthetic:count=2"
     ("text", "message"),
     [
         ("model: [", "not a recipe of steps"),
-        ("x: " + 5000 * "9", "not a recipe of steps"),
+        ("x: " + 5000 * "9", "not a recipe"),
         ("x: &self [*self]", "not a recipe of steps"),
         (5000 * "[", "not a recipe of steps"),
         ("model: 2026-01-01", "not a recipe of steps"),

@@ -50,6 +50,7 @@ def test_the_resolved_recipe_holds_every_key(tmp_path: Path) -> None:
         (("model:", "when: 2026-01-01\nmodel:"), "not a recipe|unknown key 'when'"),
         (("model:", "teacher: {wights: a}\nmodel:"), "unknown key 'teacher.wights'; did you mean 'weights'"),
         (("model:", f"seed: {'9' * 5000}\nmodel:"), "small: not a recipe: "),
+        (("model:", f"seed: {'x' * 5000}\nmodel:"), "key 'seed' is 'x{99}…: Input should be a valid int"),
         (("model:", "head_pixels: 4097\nmodel:"), "'head_pixels' is 4097: .*the map has 64 x 64 pixels"),
         (("model:", "hint_pixels: 4097\nmodel:"), "'hint_pixels' is 4097: .*the map has 64 x 64 pixels"),
         (("steps: 2", "steps: 2, learning_rate: .inf"), "'schedule.learning_rate' is inf: .*finite"),

@@ -15,6 +15,7 @@ from edgepose.training.families import FAMILIES
 from edgepose.training.models import BUILDERS, family_of
 from edgepose.training.sections import Recipe
 
+LONGEST = 100  # characters of a value that a message repeats
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -97,7 +98,11 @@ def sentence(error: ValidationError, record: type[Any], examples: str) -> str:
         return f"unknown key {key!r}; {hint}"
     if first["type"] == "missing":
         return f"key {key!r} is missing; add it ({examples})"
-    return f"key {key!r} is {first['input']!r}: {first['msg']}; mend it in the recipe"
+    if not key:
+        return f"not a recipe: {first['msg']}"
+    value = repr(first["input"])
+    shown = value if len(value) <= LONGEST else f"{value[:LONGEST]}…"
+    return f"key {key!r} is {shown}: {first['msg']}; mend it in the recipe"
 
 
 def _fields_at(location: tuple[int | str, ...], record: type[Recipe]) -> dict[str, Any]:
