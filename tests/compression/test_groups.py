@@ -151,7 +151,7 @@ def test_multiplications_are_the_closed_form() -> None:
 
 def test_the_share_of_a_group_is_its_layers(switches: Switches) -> None:
     counted = {group.name: group.macs for group in switches.groups}
-    assert counted["stem.0.0"] == 32 * 32 * 16 * 27
+    assert counted["stem.1.0"] == 16 * 16 * 16 * 16 * 9
     assert counted["kpt.1.0"] == 16 * 16 * 40 * 8 * 9  # five groups of eight channels
     assert switches.macs > sum(counted.values())  # the float layers'
 

@@ -33,8 +33,8 @@ def test_scores_offsets_confidences_and_all_behind_them_stay_float(traced: Model
     behind = reachable(traced)[named].any(0)
     tail = {nodes[i].name for i in np.flatnonzero(behind)}
     assert tail == float_tail(traced, "qrpose")
-    wanted = tail | {nodes[i].name for i in named}
-    assert set(plan) == wanted  # and nothing of the convolutional part
+    wanted = tail | {nodes[i].name for i in named} | {"stem.0.0"}  # of a picture's three colours
+    assert set(plan) == wanted  # and nothing else of the convolutional part
     assert "mix.0" in plan
     assert "kpt.1.0" not in plan
     assert all(plan.values())
@@ -81,6 +81,25 @@ def test_rules_on_single_nodes() -> None:
     assert "batched" in float_plan(batched, "qrpose")["bm"]
     up = model_of([helper.make_node("ConvTranspose", ["x", "w"], ["y"], "up")], {"w": (32, 32, 2, 2)}, x)
     assert "deconvolution" in float_plan(up, "qrpose")["up"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "reads", "kept"),
+    [
+        (3, 3, "x", True),  # 27 products an output
+        (3, 4, "x", False),  # a patch of 48
+        (3, 7, "x", False),
+        (3, 3, "r", False),  # further on
+        (16, 1, "x", True),
+    ],
+)
+def test_a_stem_of_few_products_stays_float(channels: int, side: int, reads: str, kept: bool) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], "relu"),
+        helper.make_node("Conv", [reads, "w"], ["y"], "stem"),
+    ]
+    model = model_of(nodes, {"w": (64, channels, side, side)}, {"x": [1, channels, 32, 32]})
+    assert ("stem" in float_plan(model, "qrpose")) is kept
 
 
 def test_adds_are_quantized_only_behind_convolutions() -> None:

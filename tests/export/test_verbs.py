@@ -215,7 +215,7 @@ def test_people_are_told_what_stays_float_and_why(
 ) -> None:
     _report(Path("out"), {"pose": quantized}, None, as_json=False)
     lines = capfd.readouterr().out.splitlines()
-    assert lines[0].startswith("pose: 12 of 18 weighted layers in INT8")
+    assert lines[0].startswith("pose: 11 of 18 weighted layers in INT8")
     assert any(line.startswith("  float: score0") and "score logits" in line for line in lines)
     assert lines[-1] == "written to out"
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgepose.compression.plan import kept_float
+from edgepose.compression.plan import SMALLEST_SUM, kept_float
 from edgepose.compression.quantize import NOTHING, quiet_bars
 from edgepose.compression.scopes import FLOAT_SCOPES
 from edgepose.compression.trt_target import advanced, load_nncf, trt_target
@@ -39,7 +39,7 @@ _ENDS: dict[str | None, frozenset[str]] = {
     "convolutions": frozenset({"conv2d"}),
 }
 _LAYERS = frozenset({"conv2d", "linear"})
-_CONSTANT = "nncf_model_const"
+_CONSTANT, _INPUT = "nncf_model_const", "nncf_model_input"
 _REACH = 4
 
 
@@ -139,6 +139,7 @@ def torch_plan(
         graph = build_nncf_graph(wrap_model(copy.deepcopy(model).eval()), example)
     nodes = {node.node_name: node for node in graph.get_all_nodes()}
     plan = {name: reason for name, node in nodes.items() if (reason := _rule(graph, node)) is not None}
+    plan |= {name: "reads pixels" for name, node in nodes.items() if _is_small_stem(model, graph, node)}
     for scope in FLOAT_SCOPES[family]:
         named = [node for name, node in nodes.items() if scope.matches(name) and node.node_type != _CONSTANT]
         plan.update({node.node_name: scope.reason for node in named})
@@ -176,6 +177,13 @@ def _rule(graph: Any, node: Any) -> str | None:
     ):
         return "Add outside the convolutional part"
     return None
+
+
+def _is_small_stem(model: nn.Module, graph: Any, node: Any) -> bool:
+    if node.node_type != "conv2d":
+        return False
+    first = any(maker.node_type == _INPUT for maker in graph.get_previous_nodes(node))
+    return first and model.get_parameter(f"{_layer(node.node_name)}.weight")[0].numel() < SMALLEST_SUM
 
 
 def _from_conv(graph: Any, node: Any, reach: int) -> bool:
