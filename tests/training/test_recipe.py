@@ -46,10 +46,10 @@ def test_the_resolved_recipe_holds_every_key(tmp_path: Path) -> None:
         (("steps: 2", "steps: 2, ema: .nan"), "schedule.ema|valid"),
         (("model:", "size: 250\nmodel:"), "key 'size' is 250: .*multiple of 32"),
         (("model:", "loss: {target: best}\nmodel:"), "key 'loss.target' is 'best'.*'oks'"),
-        (("model:", "data: [1\nmodel:"), "not a recipe: it is no valid YAML"),
-        (("model:", "when: 2026-01-01\nmodel:"), "not a recipe|unknown key 'when'"),
+        (("model:", "data: [1\nmodel:"), "small: not a recipe .*while parsing"),
+        (("model:", "when: 2026-01-01\nmodel:"), "unknown key 'when'"),
         (("model:", "teacher: {wights: a}\nmodel:"), "unknown key 'teacher.wights'; did you mean 'weights'"),
-        (("model:", f"seed: {'9' * 5000}\nmodel:"), "small: not a recipe: "),
+        (("model:", f"seed: {'9' * 5000}\nmodel:"), "small: not a recipe"),
         (("model:", f"seed: {'x' * 5000}\nmodel:"), "key 'seed' is 'x{99}…: Input should be a valid int"),
         (("model:", "head_pixels: 4097\nmodel:"), "'head_pixels' is 4097: .*the map has 64 x 64 pixels"),
         (("model:", "hint_pixels: 4097\nmodel:"), "'hint_pixels' is 4097: .*the map has 64 x 64 pixels"),
@@ -66,7 +66,7 @@ def test_a_wrong_recipe_is_one_clear_sentence(change: tuple[str, str], message: 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words", "3"])
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words", "3", 5000 * "[", "x: &self [*self]"])
 def test_text_without_keys_is_no_recipe(text: str) -> None:
     with pytest.raises(EdgeposeError, match="not a recipe"):
         parse_recipe(text, "x.yaml")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from rich.console import Console
 
 from edgepose.calibration.dataset import open_dataset
@@ -28,7 +28,7 @@ from edgepose.runtime.child import run_verb
 from edgepose.runtime.drafts import draft_file, read_json, sha256, write_json
 from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.training.models import check_name, shipped_weights
-from edgepose.training.recipe import open_recipe, require_fits, sentence
+from edgepose.training.recipe import checked, keys_of, open_recipe, require_fits
 from edgepose.training.sections import Section
 
 SUFFIXES = (".yaml", ".yml")
@@ -114,21 +114,12 @@ def open_steps(path: Path) -> Recipe:
 
 def _parse(path: Path) -> Recipe:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        text = json.dumps(values)
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise EdgeposeError(f"{path}: no such recipe of steps") from error
-    # ValueError: a number of thousands of digits, or an anchor that holds itself. TypeError: a date.
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError, IsADirectoryError) as error:
-        raise EdgeposeError(f"{path}: not a recipe of steps ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise EdgeposeError(
-            f"{path}: not a recipe of steps: expected keys and values, such as `model: qrpose_tiny`"
-        )
-    try:
-        return Recipe.model_validate_json(text)
-    except ValidationError as error:
-        raise EdgeposeError(f"{path}: {sentence(error, Recipe, EXAMPLE)}") from error
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise EdgeposeError(f"{path}: not a recipe ({error})") from error
+    return checked(keys_of(text, str(path)), Recipe, str(path), EXAMPLE)
 
 
 def _sources(recipe: Recipe) -> dict[str, str]:

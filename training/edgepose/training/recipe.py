@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.training.families import FAMILIES
 from edgepose.training.models import BUILDERS, family_of
-from edgepose.training.sections import Recipe
+from edgepose.training.sections import Recipe, Section
+
+Checked = TypeVar("Checked", bound=Section)
 
 LONGEST = 100  # characters of a value that a message repeats
 RECIPES = Path(__file__).parent / "recipes"
@@ -43,20 +45,34 @@ def parse_recipe(text: str, origin: str) -> Recipe:
 
     Raises EdgeposeError naming `origin`, the key and the value.
     """
+    values = keys_of(text, origin)
+    record = FAMILIES[family_of(_model_of(values, origin))].record
+    return checked(values, record, origin, f"`edgepose train` ships examples: {', '.join(shipped())}")
+
+
+def keys_of(text: str, origin: str) -> dict[Any, Any]:
+    """Keys and values of YAML text that JSON could say, too; else EdgeposeError naming `origin`."""
     try:
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # the second of a number of thousands of digits
-        reason = " ".join(str(error).split())
-        raise EdgeposeError(f"{origin}: not a recipe: it is no valid YAML ({reason})") from error
+        values = json.loads(json.dumps(values, default=str))  # dates are text
+    # ValueError: a number of thousands of digits, or an anchor that holds itself. TypeError: a list as key.
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise EdgeposeError(f"{origin}: not a recipe ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise EdgeposeError(f"{origin}: not a recipe: expected keys and values, such as `model: qrpose_tiny`")
-    record = FAMILIES[family_of(_model_of(values, origin))].record
+    return values
+
+
+def checked(values: dict[Any, Any], record: type[Checked], origin: str, examples: str) -> Checked:
+    """The record of these keys and values.
+
+    Raises EdgeposeError naming `origin`, the key and the value; for a missing key, where the `examples` are.
+    """
     try:
         # JSON mode: a YAML list may fill a tuple, but a string is never taken for a number.
-        return record.model_validate_json(_json(values, origin))
+        return record.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        examples = f"`edgepose train` ships examples: {', '.join(shipped())}"
-        raise EdgeposeError(f"{origin}: {sentence(error, record, examples)}") from error
+        raise EdgeposeError(f"{origin}: {_sentence(error, record, examples)}") from error
 
 
 def require_fits(recipe: Recipe, model: str, named: str) -> None:
@@ -79,14 +95,7 @@ def _model_of(values: dict[Any, Any], origin: str) -> str:
     raise EdgeposeError(f"{origin}: key 'model' is missing; add one of {', '.join(BUILDERS)}")
 
 
-def _json(values: dict[Any, Any], origin: str) -> str:
-    try:
-        return json.dumps(values)
-    except (TypeError, ValueError) as error:
-        raise EdgeposeError(f"{origin}: not a recipe: {error}") from error
-
-
-def sentence(error: ValidationError, record: type[Any], examples: str) -> str:
+def _sentence(error: ValidationError, record: type[Section], examples: str) -> str:
     """What is wrong in a recipe of that record, by key and value, and what to do about it."""
     # A misspelt key is also a missing one; its spelling is what helps.
     first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
@@ -105,7 +114,7 @@ def sentence(error: ValidationError, record: type[Any], examples: str) -> str:
     return f"key {key!r} is {shown}: {first['msg']}; mend it in the recipe"
 
 
-def _fields_at(location: tuple[int | str, ...], record: type[Recipe]) -> dict[str, Any]:
+def _fields_at(location: tuple[int | str, ...], record: type[Section]) -> dict[str, Any]:
     section: Any = record
     for part in location:
         kind = section.model_fields[str(part)].annotation
