@@ -62,8 +62,10 @@ def test_two_threads_ask_for_a_namespace_at_once() -> None:
     code = (
         "import time, gi.importer as importer; from concurrent.futures import ThreadPoolExecutor\n"
         "from edgepose.runtime.stream import gst; gst.namespace('Gst')\n"
-        "load = importer.DynamicImporter.load_module\n"
-        "importer.DynamicImporter.load_module = lambda self, name: (load(self, name), time.sleep(0.3))[0]\n"
+        "name = 'load_module' if hasattr(importer.DynamicImporter, 'load_module') else 'create_module'\n"
+        "load = getattr(importer.DynamicImporter, name)  # by the version of PyGObject\n"
+        "slow = lambda self, one: (load(self, one), time.sleep(0.3))[0]\n"
+        "setattr(importer.DynamicImporter, name, slow)\n"
         "with ThreadPoolExecutor(2) as pool:\n"
         "    later = pool.submit(lambda: (time.sleep(0.1), gst.namespace('GstVideo'))[1])\n"
         "    assert gst.namespace('GstVideo') is later.result()"
