@@ -1,4 +1,4 @@
-"""Stand-ins: a moving picture that carries its number, and a network that knows the truth."""
+"""Stand-ins: a moving picture with its number in it, a network that knows the truth, a hanging encoder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import numpy as np
 
 from edgepose.runtime.poses import Poses, boxes_of
 from edgepose.runtime.preprocess import U8
+from edgepose.runtime.stream.encoder import Codec
 
+# An encoder that waits a minute with each frame, and says nothing.
+HANGING = Codec("identity", False, "identity sync=true ts-offset=60000000000")
 BITS, CELL = 16, 16  # the frame's number as squares in the top row, coarse enough for H.264
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stream_standins import HANGING
 
 from edgepose.runtime.errors import HardwareError, MissingLibrary
 from edgepose.runtime.stream import encoder, gst
@@ -137,15 +138,10 @@ def test_an_encoder_that_works_leaves_no_messages_on_its_bus() -> None:
     assert pending == [False, False, False]
 
 
-def hanging() -> Codec:
-    """It waits a minute with each frame, and says nothing."""
-    return Codec("identity", False, "identity sync=true ts-offset=60000000000")
-
-
 def test_an_encoder_that_hangs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "_HANG_S", 0.5)
     now_ns = time.monotonic_ns()
-    coder = Encoder(hanging(), Picture(32, 32, 30), now_ns, lambda *_: None)
+    coder = Encoder(HANGING, Picture(32, 32, 30), now_ns, lambda *_: None)
     picture = np.zeros((32, 32, 3), np.uint8)
     feeder = threading.Thread(target=lambda: [coder.push(picture, now_ns + i) for i in range(9)], daemon=True)
     feeder.start()

@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from stream_standins import knowing, number_of, numbered, truth
+from stream_standins import HANGING, knowing, number_of, numbered, truth
 
 from edgepose.runtime.errors import EdgeposeError, HardwareError
 from edgepose.runtime.poses import Poses
@@ -572,9 +572,8 @@ def test_closing_does_not_wait_for_a_long_inference() -> None:
 
 def test_an_encoder_that_hangs_ends_the_stream_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a driver's does: it takes no frame, and does not let its pipeline be stopped."""
-    hanging = Codec("identity", False, "identity sync=true ts-offset=60000000000")
     stop, over = Encoder.close, threading.Event()
-    monkeypatch.setattr(session, "choose", lambda: hanging)
+    monkeypatch.setattr(session, "choose", lambda: HANGING)
     monkeypatch.setattr(encoder, "_HANG_S", 0.5)
     monkeypatch.setattr(Encoder, "close", lambda self: (over.wait(20), stop(self)))
     stream = Stream(settings("sync"), feeder(), knowing()).__enter__()

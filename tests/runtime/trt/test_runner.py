@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from packaging.version import Version
 from standin_tensorrt.execution import ACTIVATIONS
 from standin_tensorrt.onnx_rules import Graph
 from trt_surface import RELEASES
@@ -52,8 +53,12 @@ def test_every_batch_answers_as_onnx_runtime_does(release: str, mapped: bool, bu
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1  # the order of its sums
-    model = rounding(onnx.load(bundle.graph("pose", attempt.view))).SerializeToString()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    model = onnx.load(bundle.graph("pose", attempt.view))
+    if Version(onnxruntime.__version__) < Version("1.30"):  # it cuts half quotients off
+        model = rounding(model)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     with opened(made, mapped=mapped) as backend:
         assert sys.modules["tensorrt"]._plugins  # an engine with a plugin in it is not loaded without
         kept = []
