@@ -7,7 +7,7 @@ import numpy as np
 
 from edgepose.calibration.synthetic.body import F64
 from edgepose.calibration.synthetic.camera import Camera
-from edgepose.calibration.synthetic.look import F32, U8, mixed, noise_tile, ramp, random_colour
+from edgepose.calibration.synthetic.look import F32, U8, mixed, noise_tile, picture, ramp, random_colour
 
 ROOM, STREET = 0.45, 0.75
 _TILE = 128
@@ -16,7 +16,7 @@ _TILE = 128
 def _muted(rng: np.random.Generator) -> F32:
     """(3,) BGR of walls, floors and skies: mostly pale and grey."""
     vivid = random_colour(rng)
-    grey = float(vivid.mean())
+    grey = float((vivid[0] + vivid[1] + vivid[2]) / np.float32(3))
     return np.asarray(grey + (vivid - grey) * rng.uniform(0.1, 0.8) + rng.uniform(0, 90), np.float32).clip(
         0, 255
     )
@@ -42,7 +42,7 @@ def texture(rng: np.random.Generator) -> U8:
     second = np.clip(first + rng.normal(0, 45, 3), 0, 255).astype(np.float32)
     y, x = rng.integers(0, 128, 2)
     rough = 1 + np.float32(rng.uniform(0, 0.5)) * (noise_tile()[y : y + _TILE, x : x + _TILE] - 0.5)
-    return np.asarray(np.clip(mixed(first, second, mix, rough), 0, 255), np.uint8)
+    return picture(mixed(first, second, mix, rough))
 
 
 def _gradient(rng: np.random.Generator, size: tuple[int, int]) -> U8:
@@ -57,22 +57,33 @@ def _noise(rng: np.random.Generator, size: tuple[int, int]) -> U8:
     cells, share = int(rng.integers(3, 9)), 1.0
     for _ in range(4):
         small = rng.random((cells, cells, 3), dtype=np.float32) - 0.5
-        total += share * cv2.resize(small, size, interpolation=cv2.INTER_LINEAR)
+        smooth = np.asarray(cv2.resize(small, size, interpolation=cv2.INTER_LINEAR), np.float32)
+        smooth *= share
+        total += smooth
         cells, share = cells * 3, share * weight
-    planes = cv2.split(total)
+    planes = [np.asarray(plane, np.float32) for plane in cv2.split(total)]
     grey = (planes[0] + planes[1] + planes[2]) / np.float32(3)
     vivid, colour, contrast = rng.uniform(0, 0.7), _muted(rng), rng.uniform(60, 190)
-    shades = [
-        each + (grey + (plane - grey) * vivid) * contrast for each, plane in zip(colour, planes, strict=True)
-    ]
-    return np.asarray(np.clip(cv2.merge(shades), 0, 255), np.uint8)
+    for each, plane in zip(colour, planes, strict=True):  # in place: memory given back is paid for again
+        plane -= grey
+        plane *= vivid
+        plane += grey
+        plane *= contrast
+        plane += each
+    return picture(planes)
 
 
 def _filled(tile: U8, size: tuple[int, int], zoom: float, phase: tuple[float, float]) -> U8:
     """The tile repeated over a picture of `size`, `zoom` pixels per tile pixel."""
     matrix = np.array([[1 / zoom, 0, phase[0]], [0, 1 / zoom, phase[1]]])
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(tile, matrix, size, flags=flags, borderMode=cv2.BORDER_WRAP), np.uint8)
+    # Repeated first: OpenCV takes several times as long to wrap around at each pixel.
+    right, below = (
+        max(int(side / zoom + start) + 2 - _TILE, 0) for side, start in zip(size, phase, strict=True)
+    )
+    tiles = cv2.copyMakeBorder(tile, 0, below, 0, right, cv2.BORDER_WRAP)
+    return np.asarray(
+        cv2.warpAffine(tiles, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP), np.uint8
+    )
 
 
 def _lay_floor(rng: np.random.Generator, image: U8, camera: Camera, depth_m: float) -> None:
@@ -154,8 +165,8 @@ def make_backdrop(rng: np.random.Generator, camera: Camera, depth_m: float, kind
         zoom = size[1] / 256 * rng.uniform(0.4, 2.5)
         image = _filled(texture(rng), size, zoom, (rng.uniform(0, 64), rng.uniform(0, 64)))
         shadow = rng.uniform(0.55, 1.15, (2, 2)).astype(np.float32)
-        light = cv2.merge([cv2.resize(shadow, size, interpolation=cv2.INTER_LINEAR)] * 3)
-        image = np.asarray(np.minimum(image * light, 255), np.uint8)
+        light = np.asarray(cv2.resize(shadow, size, interpolation=cv2.INTER_LINEAR), np.float32)
+        image = picture(np.asarray(channel, np.float32) * light for channel in cv2.split(image))
         _clutter(rng, image, int(rng.integers(0, 12)))
         _lay_floor(rng, image, camera, depth_m)
     elif kind < STREET:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ _ACROSS = 32  # columns of a wrap that face the camera
 _CORNERS = 24  # of every outline
 _ARC = np.linspace(-1, 1, _CORNERS // 2, dtype=np.float64)
 _SLAB_INDEX = range(len(SLABS))  # they are the first of PARTS
+_NO_WRAP = np.zeros((WRAP, _ACROSS, 3), np.uint8)
 # Metres towards the camera: which part covers which where they touch, clothes over skin, hands over clothes.
 _BIAS = np.zeros(len(PARTS))
 for _name, _metres in {"neck": -0.05, "hair": -0.012, "belly": 0.03, "chest": 0.02, "skirt": 0.13}.items():
@@ -87,7 +89,7 @@ def _view(figure: Figure, camera: Camera) -> _Parts:
     size = np.linalg.norm(towards, axis=1, keepdims=True)
     towards = np.where(size > 1e-3, towards / np.maximum(size, 1e-3), (0.0, 0.0, -1.0))
     return _Parts(
-        near=ends[..., 2].mean(axis=0) - _BIAS,
+        near=(ends[0, :, 2] + ends[1, :, 2]) / 2 - _BIAS,
         start=pixels[0],
         along=along,
         across=np.stack([-along[:, 1], along[:, 0]], axis=1),
@@ -121,13 +123,19 @@ def _outlines(figure: Figure, camera: Camera, parts: _Parts) -> F64:
     return outlines
 
 
+@functools.cache
+def _round(columns: int) -> tuple[F64, F64]:
+    """u from one side of a part to the other, and how far its surface bulges there: sqrt(1 - u^2)."""
+    u = np.linspace(-0.97, 0.97, columns, dtype=np.float64)
+    return u, np.sqrt(1 - u * u)
+
+
 def _profiles(parts: _Parts, light: Light, columns: int) -> tuple[F32, F64, F64]:
     """Brightness (P, columns, 3) across each part, and the across coordinate u and sqrt(1 - u^2).
 
     The same for all three channels: numpy takes several times as long to repeat it in a product.
     """
-    u = np.linspace(-0.97, 0.97, columns, dtype=np.float64)
-    bulge = np.sqrt(1 - u * u)
+    u, bulge = _round(columns)
     sideways = parts.across @ light.direction[:2]
     facing = sideways[:, None] * u + (parts.towards @ light.direction)[:, None] * bulge
     brightness = (light.shade(facing) * (0.8 + 0.2 * bulge)).astype(np.float32)
@@ -145,6 +153,9 @@ def _lit_wraps(figure: Figure, camera: Camera, parts: _Parts, look: Look, light:
     profile, u, bulge = _profiles(parts, light, _ACROSS)
     chosen = []
     for slab, index in enumerate(_SLAB_INDEX):
+        if not figure.present[index]:
+            chosen.append(_NO_WRAP)
+            continue
         turn = camera.turn @ (figure.chest_turn if slab in (1, 2) else figure.hip_turn)
         across = np.array([*parts.across[index], 0.0]) @ turn  # in the body's axes: left, up, forward
         towards = parts.towards[index] @ turn
@@ -164,9 +175,9 @@ class _Fills:
     inner: npt.NDArray[
         np.int32
     ]  # (n, k, 2) half a pixel smaller: OpenCV also fills pixels the border only touches
-    windows: list[
-        list[int]
-    ]  # x0, y0, x1, y1 of their pixels inside the picture; empty when x0 >= x1 or y0 >= y1
+    # x0, y0, x1, y1 of their pixels inside the picture; empty when x0 >= x1 or y0 >= y1
+    windows: list[list[int]]
+    corners: npt.NDArray[np.intp]  # (n, 2) x0, y0
 
 
 def _fills(outlines: F64, canvas: Canvas) -> _Fills:
@@ -178,13 +189,22 @@ def _fills(outlines: F64, canvas: Canvas) -> _Fills:
     low = np.maximum(outlines.min(axis=1).astype(np.intp) - 1, 0)
     high = np.minimum(outlines.max(axis=1).astype(np.intp) + 2, (width, height))
     outer, inner = (np.rint(corners * (1 << _SHIFT)).astype(np.int32) for corners in (outlines, inner))
-    return _Fills(outer, inner, np.concatenate([low, high], axis=1).tolist())
+    return _Fills(outer, inner, np.concatenate([low, high], axis=1).tolist(), low)
+
+
+def _from_corner(to_tile: F64, x0: npt.ArrayLike, y0: npt.ArrayLike) -> F64:
+    """Placements (..., 2, 3) from pixels as seen from windows that begin at `x0`, `y0` (...)."""
+    x0, y0 = np.asarray(x0)[..., None], np.asarray(y0)[..., None]
+    here = to_tile.copy()
+    here[..., 2] += to_tile[..., 0] * x0 + to_tile[..., 1] * y0
+    return here
 
 
 def _fill(canvas: Canvas, fills: _Fills, index: int, texture: tuple[U8, F64 | None], value: int) -> None:
-    """Fills one outline with a tile placed by a (2, 3) from pixels to tile pixels, or with its mean colour.
+    """Fills one outline with a tile, or with its mean colour.
 
-    The mask gets `value` where pixel centres lie inside.
+    A (2, 3) places the tile: from pixels, counted from the window's corner, to its own. The mask gets
+    `value` where pixel centres lie inside.
     """
     x0, y0, x1, y1 = fills.windows[index]
     if x0 >= x1 or y0 >= y1:
@@ -194,20 +214,19 @@ def _fill(canvas: Canvas, fills: _Fills, index: int, texture: tuple[U8, F64 | No
     if to_tile is None:
         cv2.fillConvexPoly(canvas.image, fills.outer[index], cv2.mean(tile)[:3], cv2.LINE_AA, _SHIFT)
         return
-    here = to_tile.copy()
-    here[:, 2] += to_tile[:, 0] * x0 + to_tile[:, 1] * y0
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    picture = cv2.warpAffine(tile, here, (x1 - x0, y1 - y0), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    inside = _between(canvas.seen[y0:y1, x0:x1], value, value)
+    picture = cv2.warpAffine(tile, to_tile, (x1 - x0, y1 - y0), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    inside = cv2.inRange(canvas.seen[y0:y1, x0:x1], value, value)
     cv2.copyTo(picture, inside, canvas.image[y0:y1, x0:x1])
 
 
 def paint_faces(canvas: Canvas, outlines: F64, textures: list[tuple[U8, F64 | None]], value: int) -> None:
-    """Paints convex outlines (n, k, 2) one after the other; see `_fill` for the textures."""
+    """Paints convex outlines (n, k, 2) one after the other, with tiles placed by (2, 3) from pixels."""
     fills = _fills(outlines, canvas)
     for index, (tile, to_tile) in enumerate(textures):
         if to_tile is not None:
             cv2.fillConvexPoly(canvas.image, fills.outer[index], cv2.mean(tile)[:3], cv2.LINE_AA, _SHIFT)
+            to_tile = _from_corner(to_tile, *fills.corners[index])
         _fill(canvas, fills, index, (tile, to_tile), value)
 
 
@@ -279,9 +298,9 @@ def paint_person(
     tiles = [*wraps, *limbs[len(SLABS) :]]
     to_tile, half = _to_tiles(parts, outlines, tiles)
     fills = _fills(outlines, canvas)
-    for (
-        index
-    ) in order:  # the silhouette's smooth border; inside, a smooth border would draw rings at the joints
+    to_tile = _from_corner(to_tile, *fills.corners.T)
+    # The silhouette's smooth border; inside, a smooth border would draw rings at the joints.
+    for index in order:
         if index != PART["head"] and half[index] > _DETAIL_PX:
             cv2.fillConvexPoly(
                 canvas.image, fills.outer[index], cv2.mean(tiles[index])[:3], cv2.LINE_AA, _SHIFT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cv2
@@ -73,14 +74,17 @@ def ramp(side: int) -> tuple[F32, F32]:
     return rows, columns
 
 
-def mixed(first: F32, second: F32, mix: F32, light: F32) -> F32:
-    """Two colours (3,) by a mix (h, w) in 0..1, and lit by (h, w) -> (h, w, 3).
+def mixed(first: F32, second: F32, mix: F32, light: F32) -> list[F32]:
+    """Two colours (3,) by a mix (h, w) in 0..1, and lit by (h, w) -> three channels (h, w).
 
     Channel by channel: numpy takes several times as long over a last axis of three.
     """
-    return np.asarray(
-        cv2.merge([(a + (b - a) * mix) * light for a, b in zip(first, second, strict=True)]), np.float32
-    )
+    return [(a + (b - a) * mix) * light for a, b in zip(first, second, strict=True)]
+
+
+def picture(channels: Iterable[F32]) -> U8:
+    """Three channels (h, w), cut to 0..255 -> (h, w, 3)."""
+    return np.asarray(cv2.merge([np.clip(each, 0, 255).astype(np.uint8) for each in channels]), np.uint8)
 
 
 def _pattern(rng: np.random.Generator) -> F32:
@@ -108,7 +112,8 @@ def _cloth(rng: np.random.Generator) -> F32:
     first, second = random_colour(rng), random_colour(rng)
     mix = _pattern(rng)
     y, x = rng.integers(0, 256 - WRAP, 2)
-    return mixed(first, second, mix, 0.86 + 0.28 * noise_tile()[y : y + WRAP, x : x + WRAP])
+    folds = 0.86 + 0.28 * noise_tile()[y : y + WRAP, x : x + WRAP]
+    return np.asarray(cv2.merge(mixed(first, second, mix, folds)), np.float32)
 
 
 def _front(rng: np.random.Generator, shirt: F32, skin: F32) -> None:
