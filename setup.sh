@@ -55,7 +55,8 @@ install_torch() {
         index="--index-url $CPU_TORCH_INDEX"   # the default wheel would pull gigabytes of CUDA onto a machine without a GPU
     fi
     echo "setup: installing torch $TORCH${index:+ (CPU build)}"
-    .venv/bin/pip install -q -c constraints.txt $index "torch==$TORCH"
+    .venv/bin/pip install -q -c constraints.txt $index "torch==$TORCH" ||
+        fail "no torch $TORCH${index:+ from $CPU_TORCH_INDEX; set CPU_TORCH_INDEX to an index that offers its CPU build}"
 }
 
 install_packages

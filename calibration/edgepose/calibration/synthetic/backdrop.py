@@ -27,7 +27,7 @@ def texture(rng: np.random.Generator) -> U8:
     rows, columns = ramp(_TILE)
     kind, period = rng.random(), float(rng.choice((8, 16, 32)))
     if kind < 0.3:
-        mix = np.zeros_like(rows)
+        mix = np.zeros((1, 1), np.float32)
     elif kind < 0.45:  # bricks
         shifted = columns + np.floor(rows / period) * period
         mix = (((rows % period) < 1.5) | ((shifted % (2 * period)) < 1.5)).astype(np.float32)

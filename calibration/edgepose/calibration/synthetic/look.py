@@ -17,6 +17,10 @@ F32 = npt.NDArray[np.float32]
 LIMB_TILE = (24, 12)  # along, across
 WRAP = 64  # height and full turn of a garment that wraps the trunk; the middle column is the front
 _HEAD_H, _HEAD_W = 48, 96  # latitude from 90 to -90, longitude from -180 to 180, the middle is the face
+_LATITUDE = 90 - np.arange(_HEAD_H, dtype=np.float32)[:, None] * (180 / _HEAD_H)  # degrees of its rows
+_AWAY = np.abs(
+    np.arange(_HEAD_W, dtype=np.float32)[None] * (360 / _HEAD_W) - 180
+)  # of its columns from the face
 
 _SKIN_BGR = np.array(
     [(195, 218, 246), (160, 190, 232), (130, 168, 216), (98, 136, 190), (66, 98, 150), (44, 66, 104)]
@@ -69,13 +73,13 @@ def _spots(rng: np.random.Generator, rows: F32, columns: F32) -> F32:
 
 @functools.cache
 def ramp(side: int) -> tuple[F32, F32]:
-    """Rows and columns (side, side), counted from 0."""
-    rows, columns = np.mgrid[0:side, 0:side].astype(np.float32)
-    return rows, columns
+    """Rows (side, 1) and columns (1, side), counted from 0: what needs one alone stays a line."""
+    line = np.arange(side, dtype=np.float32)
+    return line[:, None], line[None]
 
 
 def mixed(first: F32, second: F32, mix: F32, light: F32) -> list[F32]:
-    """Two colours (3,) by a mix (h, w) in 0..1, and lit by (h, w) -> three channels (h, w).
+    """Two colours (3,) by a mix in 0..1, broadcast to the light (h, w) -> three channels (h, w).
 
     Channel by channel: numpy takes several times as long over a last axis of three.
     """
@@ -88,11 +92,11 @@ def picture(channels: Iterable[F32]) -> U8:
 
 
 def _pattern(rng: np.random.Generator) -> F32:
-    """(64, 64) mix in 0..1 of a garment's two colours."""
+    """Mix in 0..1 of a garment's two colours, (64, 64) or what is broadcast to it."""
     rows, columns = ramp(WRAP)
     kind, period = rng.random(), rng.uniform(5, 22)
     if kind < 0.42:
-        return np.zeros((WRAP, WRAP), np.float32)
+        return np.zeros((1, 1), np.float32)
     if kind < 0.58:
         return np.asarray((rows % period) < period * rng.uniform(0.2, 0.6), np.float32)
     if kind < 0.66:
@@ -173,24 +177,22 @@ def _face(rng: np.random.Generator, head: F32, skin: F32, hair: F32) -> None:
 
 def _head(rng: np.random.Generator, skin: F32, hair: F32) -> F32:
     """(48, 96, 3) skin below the hairline, hair above it, perhaps a cap."""
-    lat = 90 - np.arange(_HEAD_H, dtype=np.float32)[:, None] * (180 / _HEAD_H)
-    lon = np.abs(np.arange(_HEAD_W, dtype=np.float32)[None] * (360 / _HEAD_W) - 180)
     front, nape = rng.uniform(28, 48), rng.uniform(-58, -30)
     bald = rng.random() < 0.08
     # The hairline falls from the forehead over the temples to the nape.
-    line = np.interp(lon, (0, 48, 72, 88, 112, 180), (front, front - 4, 12, 2, nape * 0.7, nape)).astype(
+    line = np.interp(_AWAY, (0, 48, 72, 88, 112, 180), (front, front - 4, 12, 2, nape * 0.7, nape)).astype(
         np.float32
     )
-    line = np.interp(lon, (0, 70, 100, 180), (95, 95, 25, 30)) if bald else line
+    line = np.interp(_AWAY, (0, 70, 100, 180), (95, 95, 25, 30)) if bald else line
     y, x = rng.integers(0, 128, 2)
     strands = 0.75 + 0.5 * noise_tile()[y : y + _HEAD_H, x : x + _HEAD_W]
-    covered = lat > line
+    covered = line < _LATITUDE
     channels = [np.where(covered, h * strands, s) for h, s in zip(hair, skin, strict=True)]
     head = np.asarray(cv2.merge(channels), np.float32)
     _face(rng, head, skin, hair)
     if rng.random() < 0.14:
-        brim = np.where(lon < 60, 26, rng.uniform(10, 30))
-        head[lat > brim] = random_colour(rng)
+        brim = np.where(_AWAY < 60, 26, rng.uniform(10, 30))
+        head[brim < _LATITUDE] = random_colour(rng)
     return head
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 STRIDE = 4.0  # input pixels a map pixel
 WINDOW = 2  # map pixels: a peak beats everything within this Chebyshev distance
+LIKELY = 2  # times M: pixels from which the M candidates are chosen
 SURE = 0.2  # of S: from here on somebody is there, and the joints say how well they are found
 LEAST_SHOWN = 0.5  # of the joints: who shows fewer is not scored by those alone
 OWN = 2e-4  # weight of what a pose says itself, beside the mean of the candidates'
@@ -24,43 +25,48 @@ REACH = 0.07  # how far apart poses of one person see a joint, as a share of the
 
 
 def sparse(network: QrPose, trunk: Trunk) -> dict[str, Tensor]:
-    """Graph B: the heads at the M best pixels of the coarse score, pairwise suppression, then the N best."""
+    """Graph B: the heads at M pixels of a good coarse score, pairwise suppression, then the N best."""
     pixels = candidates(network, trunk)
     ramp = network.ramp.expand(pixels.shape[0], -1).gather(1, pixels)
-    places = network.grid.expand(pixels.shape[0], -1, 2).gather(1, pixels[:, :, None].expand(-1, -1, 2))
+    places = _places(network, pixels)
     heads = network.heads_at(trunk, pixels)
     logits = heads.logits[:, 0, 0] + ramp
-    scores = torch.sigmoid(logits) * (1 - suppressed(logits, places))
+    suppressed = lacking(logits, places) > 0
+    scores = torch.sigmoid(logits) * (1 - suppressed.to(logits.dtype))
     best, chosen = scores.topk(network.config.slots, 1)
     found = _found(heads, places)
     return _outputs(network.config, best, _columns(found, chosen), found)
 
 
 def candidates(network: QrPose, trunk: Trunk) -> Tensor:
-    """(B, M) the best pixels of the coarse score, as numbers of the map's."""
-    ramp = network.ramp.expand(trunk.coarse.shape[0], -1)
-    _, pixels = (standing_out(trunk.coarse).flatten(1) + ramp).topk(network.config.candidates, 1)
-    return pixels
+    """(B, M) of the pixels with the best coarse scores, as numbers of the map's.
 
-
-def standing_out(coarse: Tensor) -> Tensor:
-    """Coarse logits (B, 1, H, W), less what each lacks of the best within its window.
-
-    Differs from section 7: by the logits alone a few people, who are wide hills, take all M places of a
-    crowd. Nor are the peaks alone enough: those of S0 and of S differ in a quarter of the cases.
+    Differs from section 7 in a second choice: by the score alone a few people, who are wide hills, take all
+    M places of a crowd. So of twice as many pixels those come first which lack least of the best within their
+    window. Nor are the peaks alone enough: those of S0 and of S differ in a quarter of the cases.
     """
-    return 2 * coarse - functional.max_pool2d(coarse, 2 * WINDOW + 1, 1, WINDOW)
+    B, _, H, W = trunk.coarse.shape
+    M = network.config.candidates
+    logits = trunk.coarse.flatten(1) + network.ramp.expand(B, -1)
+    logits, pixels = logits.topk(min(LIKELY * M, H * W), 1)
+    _, chosen = (logits - lacking(logits, _places(network, pixels))).topk(M, 1)
+    return pixels.gather(1, chosen)
 
 
-def suppressed(logits: Tensor, places: Tensor) -> Tensor:
-    """(B, M) 1 where a better candidate stands within the window: all pairs, so no loop and no NonZero.
+def _places(network: QrPose, pixels: Tensor) -> Tensor:
+    """(B, P, 2) map pixels of the pixels with these numbers (B, P)."""
+    return network.grid.expand(pixels.shape[0], -1, 2).gather(1, pixels[:, :, None].expand(-1, -1, 2))
 
-    `places` (B, M, 2) in map pixels.
+
+def lacking(logits: Tensor, places: Tensor) -> Tensor:
+    """(B, P) how much higher the best one within the window is: all pairs, so no loop and no NonZero.
+
+    `places` (B, P, 2) in map pixels.
     """
-    across = places.transpose(1, 2)  # (B, 2, M)
-    distance = (across[..., None] - across[:, :, None]).abs().amax(1)  # (B, M, M)
-    better = logits[:, None, :] > logits[:, :, None]  # [i, j]: j beats i
-    return (better & (distance < WINDOW + 0.5)).to(logits.dtype).amax(2)
+    across = places.transpose(1, 2)  # (B, 2, P)
+    distance = (across[..., None] - across[:, :, None]).abs().amax(1)  # (B, P, P)
+    higher = torch.relu(logits[:, None, :] - logits[:, :, None])  # [i, j]: by how much j beats i
+    return (higher * (distance < WINDOW + 0.5).to(logits.dtype)).amax(2)
 
 
 def dense(network: QrPose, trunk: Trunk) -> dict[str, Tensor]:
