@@ -307,6 +307,7 @@ def test_neighbours_beyond_the_window_are_two_people() -> None:
     logits = torch.tensor([[3.0, 2.0, 1.5]])
     # The second is near the first; the third only near the second, which is itself suppressed.
     assert deploy.lacking(logits, places).tolist() == [[0.0, 1.0, 0.5]]
+    assert deploy.lacking(logits.flip(1), places.flip(1)).tolist() == [[0.5, 1.0, 0.0]]
 
 
 def test_both_graphs_find_the_same_people() -> None:

@@ -16,7 +16,7 @@ _TILE = 128
 def _muted(rng: np.random.Generator) -> F32:
     """(3,) BGR of walls, floors and skies: mostly pale and grey."""
     vivid = random_colour(rng)
-    grey = float((vivid[0] + vivid[1] + vivid[2]) / np.float32(3))
+    grey = float(vivid.mean())
     return np.asarray(grey + (vivid - grey) * rng.uniform(0.1, 0.8) + rng.uniform(0, 90), np.float32).clip(
         0, 255
     )
@@ -64,7 +64,7 @@ def _noise(rng: np.random.Generator, size: tuple[int, int]) -> U8:
     planes = [np.asarray(plane, np.float32) for plane in cv2.split(total)]
     grey = (planes[0] + planes[1] + planes[2]) / np.float32(3)
     vivid, colour, contrast = rng.uniform(0, 0.7), _muted(rng), rng.uniform(60, 190)
-    for each, plane in zip(colour, planes, strict=True):  # in place: memory given back is paid for again
+    for each, plane in zip(colour, planes, strict=True):  # in place: a new array is new pages each time
         plane -= grey
         plane *= vivid
         plane += grey

@@ -53,15 +53,10 @@ class Canvas:
     seen: U8
 
 
-def _between(mask: U8, first: int, last: int) -> U8:
-    """255 where the mask is `first` to `last`."""
-    return np.asarray(cv2.inRange(mask, first, last), np.uint8)
-
-
 def covers(canvas: Canvas, person: int) -> U8:
     """(H, W) 255 where the person is seen."""
     first = 1 + person * len(PARTS)
-    return _between(canvas.seen, first, first + len(PARTS) - 1)
+    return np.asarray(cv2.inRange(canvas.seen, first, first + len(PARTS) - 1), np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +84,7 @@ def _view(figure: Figure, camera: Camera) -> _Parts:
     size = np.linalg.norm(towards, axis=1, keepdims=True)
     towards = np.where(size > 1e-3, towards / np.maximum(size, 1e-3), (0.0, 0.0, -1.0))
     return _Parts(
-        near=(ends[0, :, 2] + ends[1, :, 2]) / 2 - _BIAS,
+        near=ends[..., 2].mean(axis=0) - _BIAS,
         start=pixels[0],
         along=along,
         across=np.stack([-along[:, 1], along[:, 0]], axis=1),
@@ -172,12 +167,11 @@ class _Fills:
     """n convex outlines ready for OpenCV."""
 
     outer: npt.NDArray[np.int32]  # (n, k, 2) with _SHIFT fractional bits
-    inner: npt.NDArray[
-        np.int32
-    ]  # (n, k, 2) half a pixel smaller: OpenCV also fills pixels the border only touches
+    # (n, k, 2) half a pixel smaller: OpenCV also fills pixels the border only touches
+    inner: npt.NDArray[np.int32]
     # x0, y0, x1, y1 of their pixels inside the picture; empty when x0 >= x1 or y0 >= y1
     windows: list[list[int]]
-    corners: npt.NDArray[np.intp]  # (n, 2) x0, y0
+    corners: npt.NDArray[np.intp]  # (n, 2) their x0, y0
 
 
 def _fills(outlines: F64, canvas: Canvas) -> _Fills:
@@ -192,11 +186,10 @@ def _fills(outlines: F64, canvas: Canvas) -> _Fills:
     return _Fills(outer, inner, np.concatenate([low, high], axis=1).tolist(), low)
 
 
-def _from_corner(to_tile: F64, x0: npt.ArrayLike, y0: npt.ArrayLike) -> F64:
-    """Placements (..., 2, 3) from pixels as seen from windows that begin at `x0`, `y0` (...)."""
-    x0, y0 = np.asarray(x0)[..., None], np.asarray(y0)[..., None]
+def _from_corner(to_tile: F64, corner: npt.NDArray[np.intp]) -> F64:
+    """Placements (..., 2, 3) from pixels, as from pixels counted from a window's `corner` (..., 2)."""
     here = to_tile.copy()
-    here[..., 2] += to_tile[..., 0] * x0 + to_tile[..., 1] * y0
+    here[..., 2] += (to_tile[..., :2] * corner[..., None, :]).sum(axis=-1)
     return here
 
 
@@ -226,7 +219,7 @@ def paint_faces(canvas: Canvas, outlines: F64, textures: list[tuple[U8, F64 | No
     for index, (tile, to_tile) in enumerate(textures):
         if to_tile is not None:
             cv2.fillConvexPoly(canvas.image, fills.outer[index], cv2.mean(tile)[:3], cv2.LINE_AA, _SHIFT)
-            to_tile = _from_corner(to_tile, *fills.corners[index])
+            to_tile = _from_corner(to_tile, fills.corners[index])
         _fill(canvas, fills, index, (tile, to_tile), value)
 
 
@@ -298,7 +291,7 @@ def paint_person(
     tiles = [*wraps, *limbs[len(SLABS) :]]
     to_tile, half = _to_tiles(parts, outlines, tiles)
     fills = _fills(outlines, canvas)
-    to_tile = _from_corner(to_tile, *fills.corners.T)
+    to_tile = _from_corner(to_tile, fills.corners)
     # The silhouette's smooth border; inside, a smooth border would draw rings at the joints.
     for index in order:
         if index != PART["head"] and half[index] > _DETAIL_PX:
