@@ -67,6 +67,16 @@ def test_synthetic_people() -> None:
     assert len(open_dataset("synthetic:")) == 300
 
 
+def test_stick_figures() -> None:
+    dataset = open_dataset("synthetic:count=3,seed=7,size=96x64,people=sticks")
+    check_contract(dataset)
+    assert dataset.source == "synthetic:count=3,seed=7,size=96x64,people=sticks"
+    people = open_dataset("synthetic:count=3,seed=7,size=96x64,people=bodies")
+    assert people.source == "synthetic:count=3,seed=7,size=96x64"
+    assert people.fingerprint(0) != dataset.fingerprint(0)
+    assert people.name != dataset.name
+
+
 def test_written_synthetic_people_read_the_same(tmp_path: Path) -> None:
     write_dataset(tmp_path / "people", count=6, seed=7, size=(96, 64))
     made, read = open_dataset("synthetic:count=6,seed=7,size=96x64"), open_dataset(str(tmp_path / "people"))
@@ -84,8 +94,9 @@ def test_written_synthetic_people_read_the_same(tmp_path: Path) -> None:
     ("source", "sentence"),
     [
         ("synthetic:cuont=3", "unknown key 'cuont'; did you mean 'count'"),
-        ("synthetic:zzz=3", "known are count, seed, size"),
+        ("synthetic:zzz=3", "known are count, seed, size, people"),
         ("synthetic:count=0", "count='0' is not a whole number from 1"),
+        ("synthetic:people=ghosts", "people='ghosts' is none of bodies, sticks"),
         ("synthetic:count=many", "count='many'"),
         ("synthetic:count", "count=''"),
         ("synthetic:seed=-1", "seed='-1'"),

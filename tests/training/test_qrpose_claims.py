@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from edgepose.calibration.dataset import open_dataset
 from edgepose.calibration.oks import oks_matrix
-from edgepose.calibration.quality import assess, spearman
+from edgepose.calibration.quality import Quality, assess, spearman
 from edgepose.calibration.score import Interval, evaluate
 from edgepose.runtime.poses import Poses
 from edgepose.training import claims
@@ -175,44 +175,43 @@ def test_the_table_has_a_row_for_each_outcome() -> None:
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    """CIR and Gaussian scores, trained for about two minutes side by side."""
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Quality]:
+    """Of CIR's and the Gaussian's scores, trained for about two minutes side by side."""
     out, base = tmp_path_factory.mktemp("smoke"), open_recipe(claims.BASE)
+    data = {"train": "count=1920,seed=31", "validation": "count=200,seed=32"}
+    pictures = {use: f"synthetic:{which},size=128,people=sticks" for use, which in data.items()}
     short = base.model_copy(
         update={
-            "schedule": base.schedule.model_copy(update={"steps": 180, "batch": 8}),
-            "data": base.data.model_copy(
-                update={
-                    "train": "synthetic:count=600,seed=31,size=128",
-                    "validation": "synthetic:count=120,seed=32,size=128",
-                }
-            ),
+            "schedule": base.schedule.model_copy(update={"steps": 120}),
+            "data": base.data.model_copy(update=pictures),
         }
     )
     recipes = {arm: recipe_of(short, arm, 0) for arm in ("cir", "gauss")}
     with ThreadPoolExecutor(2) as pool:
         weights = pool.map(claims.train, recipes.values(), (out / arm for arm in recipes))
     scored = zip(recipes.items(), weights, strict=True)
-    return {arm: outcomes_of(recipe, arm, file)[0] for (arm, recipe), file in scored}
+    return {arm: next(outcomes_of(recipe, arm, file)).quality for (arm, recipe), file in scored}
 
 
 @pytest.mark.timeout(900)
-def test_two_minutes_of_training_show_the_direction(smoke: dict[str, Outcome]) -> None:
-    """S2 and S5 of specs/qrpose-evaluation.md: CIR's score is nearer to the OKS, shuffled ones rank nobody.
+def test_two_minutes_of_training_show_the_direction(smoke: dict[str, Quality]) -> None:
+    """S1 to S5 of specs/qrpose-evaluation.md, each figure over the poses that quality.py takes for it.
 
-    S1 and S3 (ranks, AP) are not resolved by so little training on these pictures: rho .30 against .27 after
-    220 steps, AP below 0.02.
+    Seeds 0, 1 and 2 gave: rho .78 .80 .81 (Gaussian .71 .73 .68), MAE .10 .11 .10 (.18 .16 .18), AP gap .044
+    .038 .033 (.058 .055 .061), mean OKS .64 .65 .64.
     """
-    cir, gauss = smoke["cir"].quality, smoke["gauss"].quality
+    cir, gauss = smoke["cir"], smoke["gauss"]
+    assert cir.rho is not None
+    assert gauss.rho is not None
+    assert cir.rho - gauss.rho > 0.01  # S1
     assert cir.mae is not None
     assert gauss.mae is not None
-    assert cir.mae + 0.05 < gauss.mae  # 0.17 and 0.39 after 220 steps
+    assert cir.mae < gauss.mae  # S2
+    assert cir.ap_gap <= gauss.ap_gap  # S3
     assert cir.pairs is not None
     found = cir.pairs.matched()
-    assert len(found) > 60
-    assert cir.rho is not None
-    assert cir.rho > 0.1
-    shuffled = np.random.default_rng(0).permutation(found.scores)
-    control = spearman(shuffled, found.oks)
-    assert control is not None
-    assert abs(control) < 0.2
+    assert found.oks.mean() > 0.45  # S4
+    assert len(found) > 300
+    generator = np.random.default_rng(0)
+    shuffled = [spearman(generator.permutation(found.scores), found.oks) or 1.0 for _ in range(50)]
+    assert abs(float(np.mean(shuffled))) < 0.1  # S5

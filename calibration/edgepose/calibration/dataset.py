@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -15,13 +15,14 @@ import numpy as np
 from edgepose.calibration.coco import Coco, CocoImage, read_coco
 from edgepose.calibration.images import read_image
 from edgepose.calibration.sample import Person, Sample
-from edgepose.calibration.synthetic import scene
+from edgepose.calibration.synthetic import scene, sticks
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.skeleton import COCO17, Skeleton
 
 SYNTHETIC = "synthetic:"
-SYNTHETIC_DEFAULTS = {"count": "300", "seed": "0", "size": "256"}
+PEOPLE: Mapping[str, Callable[[int, int, tuple[int, int]], Sample]] = {"bodies": scene, "sticks": sticks}
+SYNTHETIC_DEFAULTS = {"count": "300", "seed": "0", "size": "256", "people": "bodies"}
 EXAMPLE = "synthetic:count=300,seed=7,size=256, an annotation file .json, or a folder with annotations.json"
 RECENT = (
     8  # samples kept, so that labels, fingerprint and pixels of one picture cost one rendering or decoding
@@ -81,11 +82,12 @@ class SyntheticDataset:
 
     skeleton = COCO17
 
-    def __init__(self, count: int, seed: int, size: tuple[int, int]) -> None:
-        """`size` is (width, height) in pixels."""
-        self._count, self._seed, self._size = count, seed, size
-        self.source = f"{SYNTHETIC}count={count},seed={seed},size={size[0]}x{size[1]}"
-        self.name = f"synthetic people, seed {seed}"
+    def __init__(self, count: int, seed: int, size: tuple[int, int], people: str = "bodies") -> None:
+        """`size` is (width, height) in pixels, `people` one of PEOPLE."""
+        self._count, self._seed, self._size, self._scene = count, seed, size, PEOPLE[people]
+        kind = "" if people == SYNTHETIC_DEFAULTS["people"] else f",people={people}"
+        self.source = f"{SYNTHETIC}count={count},seed={seed},size={size[0]}x{size[1]}{kind}"
+        self.name = f"synthetic {'people' if not kind else people}, seed {seed}"
         self._sample = lru_cache(RECENT)(self._make)
         self._people: dict[int, tuple[Person, ...]] = {}  # labels are small and asked for again and again
         self._fingerprint = lru_cache(None)(lambda index: fingerprint_of(self[index].image))  # so are these
@@ -101,15 +103,17 @@ class SyntheticDataset:
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(options)}"
                 raise EdgeposeError(f"{source}: unknown key {key!r}; {hint}")
             options[key] = value
-        width, height = _size(source, options["size"])
+        if options["people"] not in PEOPLE:
+            raise EdgeposeError(f"{source}: people={options['people']!r} is none of {', '.join(PEOPLE)}")
         return cls(
             _whole(source, "count", options["count"], 1),
             _whole(source, "seed", options["seed"], 0),
-            (width, height),
+            _size(source, options["size"]),
+            options["people"],
         )
 
     def _make(self, index: int) -> Sample:
-        sample = scene(self._seed, index, self._size)
+        sample = self._scene(self._seed, index, self._size)
         self._people[index] = sample.people
         return sample
 

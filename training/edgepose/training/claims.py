@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,19 +132,17 @@ def train(recipe: QrPoseRecipe, folder: Path) -> Path:
     return folder / WEIGHTS
 
 
-def outcomes_of(recipe: QrPoseRecipe, arm: str, weights: Path) -> list[Outcome]:
-    """Both scores of a trained arm on the recipe's validation pictures."""
+def outcomes_of(recipe: QrPoseRecipe, arm: str, weights: Path) -> Iterator[Outcome]:
+    """Both scores of a trained arm on the recipe's validation pictures, PQE's first."""
     dataset = open_dataset(str(recipe.data.validation))
     options = recipe.network.model_dump(exclude_none=True)
     whole = cast(QrPose, build(recipe.model, size=(recipe.size, recipe.size), ensemble=False, **options))
     scorers: dict[Scorer, QrPose] = {"pqe": whole, "plain": PlainScore(whole.config)}
     parameters = sum(parameter.numel() for parameter in whole.parameters())
-    found = []
     for scorer, model in scorers.items():
         load_published(model, weights)
         score, quality = _measured(model, dataset, recipe, f"{arm}, seed {recipe.seed}, {scorer}")
-        found.append(Outcome(arm, recipe.seed, scorer, parameters, score, quality))
-    return found
+        yield Outcome(arm, recipe.seed, scorer, parameters, score, quality)
 
 
 def _measured(model: QrPose, dataset: Dataset, recipe: QrPoseRecipe, title: str) -> tuple[Score, Quality]:

@@ -10,13 +10,16 @@ as seen.
 `video(seed, size, fps)` is an endless film with random access to its frames; `write_dataset` and
 `write_video` put both on disk with their truth as COCO JSON.
 
+`sticks(seed, index, size)` is such a set of stick figures, for experiments of minutes (sticks.py).
+
 The shipped weights were trained on `scene` and results name its seeds: what it returns is not to be changed.
 """
 
 from __future__ import annotations
 
 from edgepose.calibration.synthetic.scene import scene
+from edgepose.calibration.synthetic.sticks import sticks
 from edgepose.calibration.synthetic.video import Video, video
 from edgepose.calibration.synthetic.write import write_dataset, write_video
 
-__all__ = ["Video", "scene", "video", "write_dataset", "write_video"]
+__all__ = ["Video", "scene", "sticks", "video", "write_dataset", "write_video"]
