@@ -95,6 +95,7 @@ CLAIMS = (
     Claim("PQE ranks poses better under CIR (rho)", ("cir", "pqe"), ("cir", "plain"), rho),
     Claim("PQE helps without KQE too (rho)", ("no_kqe", "pqe"), ("no_kqe", "plain"), rho),
     Claim("CIR finds people better than a Gaussian (AP)", ("cir", "pqe"), ("gauss", "pqe"), ap),
+    Claim("PQE finds people better under CIR (AP)", ("cir", "pqe"), ("cir", "plain"), ap),
     Claim("KQE makes poses more precise (AP)", ("cir", "pqe"), ("no_kqe", "pqe"), ap),
     Claim("more than as many parameters elsewhere do (AP)", ("cir", "pqe"), ("no_kqe_wide", "pqe"), ap),
 )
