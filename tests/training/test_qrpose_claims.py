@@ -182,7 +182,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Quality]:
     pictures = {use: f"synthetic:{which},size=128,people=sticks" for use, which in data.items()}
     short = base.model_copy(
         update={
-            "schedule": base.schedule.model_copy(update={"steps": 120}),
+            "schedule": base.schedule.model_copy(update={"steps": 100}),
             "data": base.data.model_copy(update=pictures),
         }
     )
@@ -197,16 +197,18 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Quality]:
 def test_two_minutes_of_training_show_the_direction(smoke: dict[str, Quality]) -> None:
     """S1 to S5 of specs/qrpose-evaluation.md, each figure over the poses that quality.py takes for it.
 
-    Seeds 0, 1 and 2 gave: rho .78 .80 .81 (Gaussian .71 .73 .68), MAE .10 .11 .10 (.18 .16 .18), AP gap .044
-    .038 .033 (.058 .055 .061), mean OKS .64 .65 .64.
+    MAE is over all poses: at the labelled centre pixel, where that file has it, the Gaussian's is less.
+    Seeds 0 and 1 gave: rho .77 .79 (Gaussian .72 .72), MAE .12 .11 (.19 .18), AP gap .043 .039 (.054 .058),
+    mean OKS .60 .62.
     """
     cir, gauss = smoke["cir"], smoke["gauss"]
     assert cir.rho is not None
     assert gauss.rho is not None
+    assert cir.rho > 0.1
     assert cir.rho - gauss.rho > 0.01  # S1
     assert cir.mae is not None
     assert gauss.mae is not None
-    assert cir.mae < gauss.mae  # S2
+    assert cir.mae + 0.05 < gauss.mae  # S2
     assert cir.ap_gap <= gauss.ap_gap  # S3
     assert cir.pairs is not None
     found = cir.pairs.matched()
@@ -214,4 +216,6 @@ def test_two_minutes_of_training_show_the_direction(smoke: dict[str, Quality]) -
     assert len(found) > 300
     generator = np.random.default_rng(0)
     shuffled = [spearman(generator.permutation(found.scores), found.oks) for _ in range(50)]
-    assert abs(np.array(shuffled, float).mean()) < 0.1  # S5
+    control = np.abs(np.array(shuffled, float))
+    assert control[0] < 0.2
+    assert control.mean() < 0.1  # S5
