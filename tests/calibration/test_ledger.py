@@ -124,7 +124,8 @@ def test_json_keeps_everything(ledger: Ledger) -> None:
 
 def test_json_keeps_what_the_scores_are_worth(ledger: Ledger) -> None:
     judged = duplicated(ledger, 3, 94)
-    judged = with_row(judged, replace(judged.rows[1], quality=a_quality(94, rho=None)))
+    ranks = {"rho_difference": Interval(-0.02, 0.01), "tau_difference": Interval(-0.03, 0.02)}
+    judged = with_row(judged, replace(judged.rows[1], quality=a_quality(94, rho=None), **ranks))
     values = json.loads(json.dumps(judged.to_dict(), allow_nan=False))
     assert values["rows"][0]["quality"]["rho"] == 0.841
     assert values["rows"][1]["quality"]["bins"][1] == {
@@ -141,7 +142,7 @@ def test_a_ledger_from_before_scores_were_judged_still_opens(ledger: Ledger) -> 
     values = json.loads(json.dumps(ledger.to_dict()))
     del values["gates"]["max_more_duplicates"]
     for row in values["rows"]:
-        del row["quality"]
+        del row["quality"], row["rho_difference"], row["tau_difference"]
     assert Ledger.from_dict(values, "ledger.json") == ledger
     values["rows"][1]["quality"] = {"rho": 0.8}
     with pytest.raises(EdgeposeError, match="damaged ledger"):
@@ -193,13 +194,19 @@ def test_the_tables_fit_100_columns_and_lose_no_figure(ledger: Ledger) -> None:
 
 def test_the_table_of_scores_fits_and_loses_no_figure(ledger: Ledger) -> None:
     first, second = duplicated(ledger, 3, 12345).rows
-    wide = replace(second, stage="ONNX INT8 (TensorRT view)", quality=a_quality(12345, rho=None))
+    wide = replace(
+        second,
+        stage="ONNX INT8 (TensorRT view)",
+        quality=a_quality(12345, rho=None),
+        rho_difference=Interval(-0.0187, 0.0264),
+    )
     text = shown(quality_table(replace(ledger, rows=(first, wide, a_row("unjudged", 0.7)))))
     assert max(map(len, text.splitlines())) <= 100
     above = next(line for line in text.splitlines() if "torch FP32" in line)
     below = next(line for line in text.splitlines() if "ONNX INT8" in line)
     assert above.split()[2:] == ["0.841", "0.637", "0.050", "0.123", "3.5", "3", "120"]
-    assert below.split()[4:] == ["0.637", "0.050", "0.123", "3.5", "12345", "120"]  # no rho
+    figures = ["-0.019", "…", "+0.026", "0.637", "0.050", "0.123", "3.5", "12345", "120"]
+    assert below.split()[4:] == figures  # no rho
     assert "unjudged" not in text
 
 

@@ -312,6 +312,18 @@ def test_verify_fills_the_ledger(chain: Chain, tmp_path: Path) -> None:
     assert ledger.rows[2].size_bytes == sizes["coarse.int8.ort.onnx"] + sizes["fine.int8.ort.onnx"]
 
 
+def test_verify_holds_one_bundle_against_another(chain: Chain) -> None:
+    loose = ("--max-ap-loss", 100, "--max-drift", 1000, "--max-duplicates", 100, "--max-refined-shift", 60)
+    before = {path.name: path.read_bytes() for path in chain.full.iterdir()}
+    found = run_json(verify, chain.full, "--against", chain.fp32, *FEW, *loose, "--min-region-overlap", 50)
+    assert {path.name: path.read_bytes() for path in chain.full.iterdir()} == before  # no ledger in it
+    first, same, int8 = Ledger.from_dict(found, "stdout").rows
+    names = [f"{chain.fp32.name}: ONNX FP32 (CPU)", "ONNX FP32 (CPU)", "ONNX INT8 (CPU)"]
+    assert [row.stage for row in (first, same, int8)] == names
+    assert (first.difference, same.difference, same.drift.p95_px) == (None, (0, 0), 0)
+    assert 0.5 < int8.looks.overlap <= same.looks.overlap == 1
+
+
 def test_verify_takes_boxes_from_a_network_and_fails_by_its_gates(chain: Chain, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(chain.full, tmp_path / "bundle"))
     command = (bundle, "--weights", chain.weights, *FEW, "--boxes", chain.detector, "--max-drift", 1000)
@@ -346,6 +358,8 @@ def test_bad_input_is_one_sentence(chain: Chain, tmp_path: Path, capfd: pytest.C
         (verify, (*judged, "--boxes", tmp_path / "none.json"), "no such file"),
         (verify, (*judged, "--compressed", chain.compressed), "leave out --compressed"),
         (verify, (chain.detector, *FEW, "--boxes", "truth"), "leave out --boxes"),
+        (verify, (chain.fp32, *FEW, "--against", chain.detector), "their own kind and size only"),
+        (verify, (chain.detector, *FEW, "--against", chain.fp32), "their own kind and size only"),
     ]
     for command, arguments, said in cases:
         capfd.readouterr()

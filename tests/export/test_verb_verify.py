@@ -10,14 +10,14 @@ import cv2
 import pytest
 import standin_people
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from edgepose.calibration.ledger import Ledger
 from edgepose.export.verb_export import export
 from edgepose.export.verb_verify import verify
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.cli import guarded
-from edgepose.training.models import build
+from edgepose.training.models import build, shipped_weights
 
 FEW = ("--data", "synthetic:count=6,seed=7")
 
@@ -59,6 +59,35 @@ def test_a_failed_gate_exits_1_and_still_writes_the_ledger(bundle: Path, capsys)
     assert not Bundle.open(bundle).read("ledger.json", "a ledger")["passed"]
 
 
+@pytest.fixture(scope="module")
+def worse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another bundle: its joints are a tenth of a person aside."""
+    folder = tmp_path_factory.mktemp("worse")
+    weights = load_file(shipped_weights("qrpose_tiny"))
+    weights["looks.1.off.bias"] += 1.5
+    save_file(weights, folder / "weights.safetensors")
+    command = ["qrpose_tiny", "--weights", folder / "weights.safetensors", "--out", folder / "worse"]
+    assert guarded(lambda: export.main([str(a) for a in command], standalone_mode=False)) == 0
+    return folder / "worse"
+
+
+def test_a_bundle_is_held_against_another_and_neither_changes(bundle: Path, worse: Path, capsys) -> None:
+    before = {path: path.read_bytes() for folder in (bundle, worse) for path in folder.iterdir()}
+    assert run(bundle, *FEW, "--against", worse, "--max-drift", 1000, "--json") == 0
+    first, second = Ledger.from_dict(json.loads(capsys.readouterr().out), "stdout").rows
+    assert (first.stage, second.stage) == ("worse: ONNX FP32 (CPU)", "ONNX FP32 (CPU)")
+    assert second.score.ap > 0.3 > 0.1 > first.score.ap
+    assert second.difference.low > 0.1
+    assert run(worse, *FEW, "--against", bundle, "--max-drift", 1000) == 1  # the gates say what it may cost
+    out, err = capsys.readouterr()
+    assert "bundle: ONNX FP32 (CPU)" in out
+    assert "loses" in err
+    assert before == {path: path.read_bytes() for folder in (bundle, worse) for path in folder.iterdir()}
+    for option in (("--on-board",), ("--weights", worse), ("--compressed", worse), ("--blame", worse / "x")):
+        assert run(bundle, *FEW, "--against", worse, *option) == 2
+        assert "--against compares two bundles" in capsys.readouterr().err
+
+
 def test_bad_input_gets_one_sentence_and_exit_code_2(bundle: Path, tmp_path: Path, capsys) -> None:
     other = tmp_path / "other.safetensors"
     torch.manual_seed(5)
@@ -78,6 +107,8 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(bundle: Path, tmp_path: Pat
         (bundle, *FEW, "--weights", other),
         (bundle, *FEW, "--weights", tmp_path / "nowhere.safetensors"),
         (bundle, *FEW, "--compressed", tmp_path / "nowhere"),
+        (bundle, *FEW, "--against", tmp_path / "nowhere"),
+        (bundle, *FEW, "--against", damaged),
         (bundle, *FEW, "--min-height", 4000),
     ):
         assert run(*arguments) == 2, arguments

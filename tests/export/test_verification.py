@@ -95,6 +95,29 @@ def test_every_row_says_what_its_scores_are_worth(dataset: Dataset) -> None:
     assert low.quality.poses == low.score.people < first.score.people
 
 
+def test_ranks_are_compared_with_the_baselines_in_its_favour_or_against_it(dataset: Dataset) -> None:
+    """The same poses, some far off, scored by how near they are, or the other way round."""
+    near, far = (knows_the_truth(dataset, shift_px=shift) for shift in (0.0, 4.0))
+    large = np.median([p.box[3] for index in range(len(dataset)) for p in dataset.people(index)])
+
+    def scored(honest: bool) -> Callable[[U8], Poses]:
+        def estimate(image: U8) -> Poses:
+            good, bad = near(image), far(image)
+            high = good.boxes[:, 3] - good.boxes[:, 1] > large
+            keypoints = np.where(high[:, None, None], good.keypoints, bad.keypoints)
+            scores = np.where(high == honest, 0.9, 0.4).astype(np.float32)
+            return replace(good, keypoints=keypoints, scores=scores, boxes=boxes_of(keypoints))
+
+        return estimate
+
+    found = [Artefact(str(honest), scored(honest), 1) for honest in (False, True)]
+    for order, sign in ((found, 1), (found[::-1], -1)):
+        row = ledger_of(run_all(order, Shown(dataset)), Shown(dataset), SPEC, Gates(), 0.0).rows[1]
+        for interval in (row.rho_difference, row.tau_difference):
+            assert sign * interval.low > 0.5
+            assert sign * interval.high > 0.5
+
+
 def test_the_reliability_plot_is_drawn_of_whatever_there_is(dataset: Dataset) -> None:
     found = [Artefact("torch FP32", knows_the_truth(dataset), 1), Artefact("nobody", nobody, 1)]
     ledger = ledger_of(run_all(found, Shown(dataset)), Shown(dataset), SPEC, Gates(), 0.0)

@@ -245,6 +245,20 @@ def test_crowds_and_tiny_people_are_neither_right_nor_wrong() -> None:
         assert counts == (0.0 if x0 <= x <= x1 and y0 <= y <= y1 else 1.0)
 
 
+def test_each_rival_learns_its_own_label_at_the_same_pixels() -> None:
+    """As the one score of a network would that learns this label alone."""
+    targets = assign(somebody(), GRID)
+    raw = raw_of(targets, torch.tensor([1.0, 0.5]))
+    generator = torch.Generator().manual_seed(4)
+    rivals = {name: torch.randn(raw.logits.shape, generator=generator) for name in losses.LEARNS}
+    terms = Loss()(raw._replace(rivals=rivals), targets, GRID, 0.0)
+    alone: dict[str, losses.CirTarget] = {"cir": "oks", "gauss_pqe": "gauss", "gauss": "gauss"}
+    for name, kind in alone.items():
+        expected = Loss(target=kind)(raw._replace(logits=rivals[name]), targets, GRID, 0.0)["score"]
+        assert float(terms[f"{name}_score"]) == pytest.approx(float(expected), rel=1e-6)
+    assert set(terms) - set(Loss()(raw, targets, GRID, 0.0)) == {f"{name}_score" for name in alone}
+
+
 def test_nobody_gives_a_finite_loss() -> None:
     """A batch of empty pictures must not divide by zero."""
     none = somebody()._replace(valid=torch.zeros(2, 2, dtype=torch.bool))

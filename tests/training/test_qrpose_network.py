@@ -144,7 +144,9 @@ def test_queries_stand_around_the_pose_as_far_as_it_is_large(reach: float) -> No
             assert torch.allclose(semantics[:, :, query, pixel], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"kqe": False}, {"pqe": False}, {"kqe": False, "pqe": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"kqe": False}, {"pqe": False}, {"kqe": False, "pqe": False}, {"rivals": True}]
+)
 def test_heads_at_pixels_are_the_dense_heads_at_those_pixels(options: dict[str, bool]) -> None:
     """U12: one set of weights, two layouts."""
     network = lively(made(size=(96, 64))) if not options else made(size=(96, 64), **options).eval()
@@ -152,8 +154,51 @@ def test_heads_at_pixels_are_the_dense_heads_at_those_pixels(options: dict[str, 
         trunk = network.trunk(torch.randn(2, 3, 64, 96))
         pixels = torch.randint(0, 24 * 16, (2, 50))
         some, everywhere = network.heads_at(trunk, pixels), network.heads_everywhere(trunk)
-    for got, full in zip(some, everywhere, strict=True):
+    assert len(some.rivals) == (3 if "rivals" in options else 0)
+    few, every = ((*heads[:-1], *heads.rivals.values()) for heads in (some, everywhere))
+    for got, full in zip(few, every, strict=True):
         assert torch.allclose(got, at_pixels(full, pixels), atol=1e-3, rtol=1e-3)
+
+
+def test_rivals_score_the_same_poses_and_only_two_of_the_four_see_them() -> None:
+    """specs/qrpose-evaluation.md section 2: CIR's or the Gaussian's label, with the pose or without."""
+    network = lively(made(size=(64, 64), rivals=True))
+    with torch.no_grad():
+        trunk = network.trunk(torch.randn(1, 3, 64, 64))
+        before = network.heads_everywhere(trunk)
+        network.looks[-1].off.bias += 3.0  # other poses of the same features
+        after = network.heads_everywhere(trunk)
+    moved = {name: not torch.equal(before.rivals[name], after.rivals[name]) for name in before.rivals}
+    assert moved == {"cir": False, "gauss_pqe": True, "gauss": False}
+    assert not torch.equal(before.logits, after.logits)
+
+
+@pytest.mark.parametrize("head", ["sparse", "dense"])
+def test_inference_takes_the_peaks_of_the_score_it_is_told_to(head: str) -> None:
+    options = {"size": (64, 64), "rivals": True, "head": head, "ensemble": False, "candidates": 256}
+    own = lively(made(**options))
+    for rival in own.rivals.values():
+        nn.init.normal_(rival.score.weight)
+    scores = {}
+    with torch.no_grad():
+        images = torch.randn(1, 3, 64, 64)
+        heads = own.heads_everywhere(own.trunk(images))
+        for ranking in ("cir_pqe", "cir", "gauss_pqe", "gauss"):
+            told = made(**options, ranked_by=ranking).eval()
+            told.load_state_dict(own.state_dict())
+            scores[ranking] = told(images)["scores"]
+    highest = {name: torch.sigmoid(logits.max()) for name, logits in heads.rivals.items()}
+    highest["cir_pqe"] = torch.sigmoid(heads.logits.max())
+    for ranking, found in scores.items():
+        assert float(found[0, 0]) == pytest.approx(float(highest[ranking]), abs=1e-3)
+    assert len({round(float(found.sum()), 4) for found in scores.values()}) == 4
+
+
+def test_a_ranking_that_is_not_there_is_refused() -> None:
+    with pytest.raises(EdgeposeError, match="needs rivals=true"):
+        build("qrpose_tiny", ranked_by="gauss")
+    with pytest.raises(EdgeposeError, match="'gaus': Input should be 'cir_pqe'"):
+        build("qrpose_tiny", rivals=True, ranked_by="gaus")
 
 
 def test_each_look_starts_where_the_one_before_it_ended() -> None:

@@ -83,6 +83,9 @@ class Row:
     # are then against ONNX FP32 there.
     board: dict[str, str] | None = None
     max_ap_loss: float | None = None  # of this row alone, in place of the ledger's gate
+    # Bootstrap intervals as `difference`, of rho and tau of the people matched in both.
+    rho_difference: Interval | None = None
+    tau_difference: Interval | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +237,8 @@ def _row_to_dict(row: Row) -> dict[str, Any]:
         "score": row.score.to_dict(),
         "drift": row.drift and asdict(row.drift),
         "difference": row.difference and row.difference._asdict(),
+        "rho_difference": row.rho_difference and row.rho_difference._asdict(),
+        "tau_difference": row.tau_difference and row.tau_difference._asdict(),
         "latency": row.latency and asdict(row.latency),
         "size_bytes": row.size_bytes,
         "quality": row.quality and row.quality.to_dict(),
@@ -245,17 +250,19 @@ def _row_to_dict(row: Row) -> dict[str, Any]:
 
 def _row_from_dict(values: Mapping[str, Any]) -> Row:
     def maybe(kind: Callable[..., Any], key: str) -> Any:
-        return None if values[key] is None else kind(**values[key])
+        return kind(**values[key]) if values.get(key) else None
 
     return Row(
         stage=values["stage"],
         score=Score.from_dict(values["score"]),
         drift=maybe(Drift, "drift"),
         difference=maybe(Interval, "difference"),
+        rho_difference=maybe(Interval, "rho_difference"),
+        tau_difference=maybe(Interval, "tau_difference"),
         latency=maybe(Latency, "latency"),
         size_bytes=values["size_bytes"],
         quality=Quality.from_dict(values["quality"]) if values.get("quality") else None,
-        looks=Looks(**values["looks"]) if values.get("looks") else None,
+        looks=maybe(Looks, "looks"),
         board=values.get("board"),
         max_ap_loss=values.get("max_ap_loss"),
     )
@@ -343,19 +350,24 @@ def quality_table(ledger: Ledger) -> Table:
     """What the scores of each artefact are worth, one line each."""
     caption = (
         "The score is an expected OKS. ρ, τ: does it rank the matched people's poses by the OKS they reach? "
+        "Δ ρ: its 95 % bootstrap interval over the people matched in both. "
         "ECE, MAE: how far is it from that OKS? AP gap: points that a perfect score would add. "
-        "Duplicates: poses of a person already found."
+        "Doubles: poses of a person already found."
     )
-    result = _sheet("artefact", "ρ", "τ", "ECE", "MAE", "AP gap", "duplicates", "poses", caption=caption)
+    names = ("ρ", "Δ ρ", "τ", "ECE", "MAE", "AP gap", "doubles", "poses")
+    result = _sheet("artefact", *names, caption=caption)
     for row in ledger.rows:
         if row.quality is not None:
-            result.add_row(escape(row.stage), *_worth(row.quality))
+            result.add_row(escape(row.stage), *_worth(row.quality, row.rho_difference))
     return result
 
 
-def _worth(quality: Quality) -> Iterator[str]:
-    for value in (quality.rho, quality.tau, quality.ece, quality.mae):
-        yield "" if value is None else f"{value:.3f}"
+def _worth(quality: Quality, gained: Interval | None) -> Iterator[str]:
+    rho, *others = (
+        "" if value is None else f"{value:.3f}"
+        for value in (quality.rho, quality.tau, quality.ece, quality.mae)
+    )
+    yield from (rho, "" if gained is None else f"{gained.low:+.3f} … {gained.high:+.3f}", *others)
     yield _points(quality.ap_gap)
     yield from (str(quality.duplicates), str(quality.poses))
 

@@ -11,14 +11,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from edgepose.calibration.evaluation import Shown
+from edgepose.calibration.evaluation import Shown, require_skeleton, require_unseen
 from edgepose.calibration.ledger import Gates, Latency, Ledger, Row
-from edgepose.calibration.quality import assess
+from edgepose.calibration.quality import assess, rho_difference, tau_difference
 from edgepose.calibration.sample import Person
 from edgepose.calibration.score import bootstrap_difference, evaluate, keypoint_drift
 from edgepose.calibration.watch import Look, Watch, compared
 from edgepose.runtime.backend import CPU_VIEWS, Backend, open_backend
 from edgepose.runtime.bundle import Bundle
+from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.estimator import Estimator
 from edgepose.runtime.oks import F64
 from edgepose.runtime.poses import Poses
@@ -105,9 +106,37 @@ def ledger_of(runs: Sequence[Run], shown: Shown, spec: Spec, gates: Gates, min_h
     truth = [data.people(index) for index in range(len(data))]
     scales = [shown.scale(index, poses, spec) for index, poses in enumerate(runs[0].poses)]
     rows = [_row(run, runs[0], (truth, scales), spec, min_height_px) for run in runs]
-    rows = [rows[0], *(_with_interval(row, rows[0]) for row in rows[1:])]
+    rows = [rows[0], *(_with_intervals(row, rows[0]) for row in rows[1:])]
     boxes = {"boxes": shown.found_by} if shown.found_by else {}
     return Ledger(tuple(rows), gates, environment(), {"evaluation": data.source, **boxes})
+
+
+def held_against(  # noqa: PLR0913  as ledger_of, of two bundles
+    bundle: Bundle, other: Bundle, shown: Shown, gates: Gates, min_height_px: float, threads: int
+) -> Ledger:
+    """What the CPU runs of the bundle, held against the FP32 graph of another one, the ledger's baseline.
+
+    Raises EdgeposeError when the two are not shown the same or do not find the same joints, and GateFailed
+    when the other one was calibrated on one of the pictures.
+    """
+    require_skeleton(shown.pictures, other.spec)
+    require_unseen(shown.pictures, other)
+    if shown.people is not None or other.spec.resize == "crop":
+        _require_same_crops(bundle, other)
+    with cpu_artefacts(other, threads) as theirs, cpu_artefacts(bundle, threads) as ours:
+        baseline = replace(theirs[0], stage=f"{other.path.name}: {theirs[0].stage}")
+        runs = run_all([baseline, *ours], shown)
+        return ledger_of(runs, shown, bundle.spec, gates, min_height_px)
+
+
+def _require_same_crops(bundle: Bundle, other: Bundle) -> None:
+    kinds = [(one.spec.family, one.spec.resize, one.spec.width, one.spec.height) for one in (bundle, other)]
+    if kinds[0] != kinds[1]:
+        raise EdgeposeError(
+            f"{other.path} is a {other.spec.model} of {other.spec.width}x{other.spec.height}, {bundle.path} "
+            f"a {bundle.spec.model} of {bundle.spec.width}x{bundle.spec.height}: networks that are shown one "
+            "person at a time are compared with their own kind and size only"
+        )
 
 
 def _row(
@@ -132,8 +161,13 @@ def _row(
     )
 
 
-def _with_interval(row: Row, baseline: Row) -> Row:
-    return replace(row, difference=bootstrap_difference(row.score, baseline.score))
+def _with_intervals(row: Row, baseline: Row) -> Row:
+    """With what bootstraps say of its difference from the baseline."""
+    row = replace(row, difference=bootstrap_difference(row.score, baseline.score))
+    if row.quality is None or baseline.quality is None:
+        return row
+    both = row.quality, baseline.quality
+    return replace(row, rho_difference=rho_difference(*both), tau_difference=tau_difference(*both))
 
 
 def environment() -> dict[str, str]:

@@ -18,7 +18,7 @@ from edgepose.calibration.boxes import Finder, Labels, open_detector, read_detec
 from edgepose.calibration.dataset import Dataset, open_dataset
 from edgepose.calibration.evaluation import TRUTH, Shown, require_skeleton, require_unseen, told
 from edgepose.calibration.ledger import Gates, Ledger, joints_table, looks_table, quality_table, table
-from edgepose.calibration.measure import ledger_in, ledger_of, run_all, with_ledger
+from edgepose.calibration.measure import held_against, ledger_in, ledger_of, run_all, with_ledger
 from edgepose.runtime.bundle import ZIP_SUFFIX, Bundle
 from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.runtime.flags import FiniteRange, given
@@ -30,6 +30,7 @@ from edgepose.runtime.trt.engines import Options, batches_for
 
 log = logging.getLogger(__name__)
 OF_TORCH, OF_ENGINES = {"weights", "compressed"}, {"cuda", "engines"}
+ELSEWHERE = {"on_board", "folder"} | OF_TORCH  # what --against leaves no room for
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,13 @@ class Usual:
     "--compressed",
     type=click.Path(path_type=Path),
     help="What `compress` wrote: adds the quantized torch row.",
+)
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="Instead of torch: another bundle, such as the deployed one; its FP32 graph is the baseline. "
+    "The ledger in BUNDLE stays as it is.",
 )
 @click.option(
     "--min-height",
@@ -143,6 +151,7 @@ def verify(
     data: str | None,
     weights: Path | None,
     compressed: Path | None,
+    against: Path | None,
     min_height: float | None,
     max_ap_loss: float,
     max_drift: float,
@@ -162,7 +171,8 @@ def verify(
 
     Every picture is shown to all artefacts in turns, so their times can be compared. AP and AR are against
     the labels, drift is against torch FP32; with --on-board against ONNX FP32. An engine that fails gives way
-    to the next safer one, and it is that one which `edgepose stream` runs from then on.
+    to the next safer one, and it is that one which `edgepose stream` runs from then on. With --against two
+    bundles are compared, such as a pruned network and the one it was, and the gates say what it may cost.
 
     With --blame each layer is INT8 by itself, and all but it are; a few dozen pictures will do. The layers
     are ranked by what they cost, and as many of the worst are to stay float as the gates ask for.
@@ -196,12 +206,14 @@ def verify(
         settings = onboard.Settings(options, gates, min_height_px=least_px, threads=threads)
         _on_board(opened, shown, settings, as_json, per_joint)
         return
+    if against is not None:
+        ledger = held_against(opened, Bundle.open(against), shown, gates, least_px, threads)
+        _show(ledger, opened.spec, as_json, per_joint)
+        _require_passed(ledger.verdict())
+        return
     ledger = _against_torch(opened, (weights, compressed), shown, gates, least_px, threads)
     # First what was measured: the bundle may be where nothing can be written.
-    if as_json:
-        print(json.dumps(ledger.to_dict(), indent=1))
-    else:
-        _print(ledger, opened.spec, per_joint)
+    _show(ledger, opened.spec, as_json, per_joint)
     with_ledger(opened, ledger)
     _require_passed(ledger.verdict())
 
@@ -211,6 +223,10 @@ def _require_of_use(on_board: bool) -> None:
     asked = given()
     if {"folder", "per_joint"} <= asked:
         raise click.UsageError("--blame ranks layers and prints no joints: leave out --per-joint")
+    if "against" in asked and asked & ELSEWHERE:
+        raise click.UsageError(
+            "--against compares two bundles: leave out --on-board, --blame, --weights and --compressed"
+        )
     if on_board and "folder" in asked:
         raise click.UsageError("--blame looks at the INT8 file, --on-board at engines: give one of them")
     if on_board and asked & OF_TORCH:
@@ -261,6 +277,13 @@ def _on_board(
     else:
         with_ledger(bundle, before.appended(found.ledger.rows))
     _require_passed(found.failures())
+
+
+def _show(ledger: Ledger, spec: Spec, as_json: bool, per_joint: bool) -> None:
+    if as_json:
+        print(json.dumps(ledger.to_dict(), indent=1))
+    else:
+        _print(ledger, spec, per_joint)
 
 
 def _print(ledger: Ledger, spec: Spec, per_joint: bool) -> None:

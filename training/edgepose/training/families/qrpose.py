@@ -32,6 +32,7 @@ class Network(Section):
     kqe: bool = True
     pqe: bool = True
     pqe_detach: bool = True
+    rivals: bool = False  # three more scores, for what CIR and PQE are worth: recipes/qrpose_claims.yaml
 
 
 class LossSection(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,7 @@ from edgepose.training.models.qrpose.targets import Targets, heatmaps
 FOCUS = 2  # the exponent of |T - S|
 SCORE_LIMIT = 1e-4  # scores are clamped to [limit, 1 - limit]
 CirTarget = Literal["oks", "gauss", "oks_gauss"]
+LEARNS: Mapping[str, CirTarget] = {"cir": "oks", "gauss_pqe": "gauss", "gauss": "gauss"}  # the rivals of S
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,24 +120,28 @@ class Loss:
         own, w = positives.own, self.weights
         final, coarse = positives.oks(positives.poses), positives.oks(positives.coarse_poses)
         quality = (warm + (1 - warm) * final).detach()
-        label = cir_label(quality, positives, targets, grid, self.target)
         weight = torch.where(targets.owner >= 0, 1.0, (1 - targets.gaussian) ** 4) * targets.counts
-        here = label.gather(1, raw.pixels)
-        if self.target == "oks":  # a hinted pose is scored by its own quality
-            here[positives.slots] = quality
+        label = cir_label(quality, positives, targets, grid, self.target)
         poses, people = max(1, len(own)), max(1, int(own.sum()))
         hinted = max(1, int((~own).sum()))
         # Differs: hinted poses are one more term, a mean of its own; the spec's map knows none of them.
         shares = torch.full_like(raw.share, 1 / people)
         shares[:, shares.shape[1] - raw.hinted :] = 1 / hinted
         seen = raw.share * shares * weight.gather(1, raw.pixels)
+
+        def ranking(logits: Tensor, kind: CirTarget) -> Tensor:
+            here = cir_label(quality, positives, targets, grid, kind).gather(1, raw.pixels)
+            if kind == "oks":  # a hinted pose is scored by its own quality
+                here[positives.slots] = quality
+            return w.score * quality_focal(logits, here, seen)
+
         joints = positives.labelled.sum().clamp(min=1)
         own_joints = positives.labelled[own].sum().clamp(min=1)
         far, coarse_far = positives.distance(positives.poses), positives.distance(positives.coarse_poses)
         size = (raw.coarse.shape[2], raw.coarse.shape[1])
         heat = quality_focal(raw.heatmaps, heatmaps(targets, size), torch.ones(()))
         return {
-            "score": w.score * quality_focal(raw.logits, here, seen),
+            "score": ranking(raw.logits, self.target),
             "coarse_score": w.coarse_score * quality_focal(raw.coarse.flatten(1), label, weight) / people,
             "offset": w.offset * far.sum() / joints,
             "coarse_offset": w.offset * w.coarse * coarse_far[own].sum() / own_joints,
@@ -143,6 +149,7 @@ class Loss:
             "coarse_oks": w.oks * w.coarse * (1 - coarse[own]).sum() / people,
             "heatmap": w.heatmap * heat / targets.labelled.sum().clamp(min=1),
             "confidence": w.confidence * _confidence(raw, positives),
+            **{f"{name}_score": ranking(logits, LEARNS[name]) for name, logits in raw.rivals.items()},
         }
 
 

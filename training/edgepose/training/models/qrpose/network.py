@@ -6,7 +6,7 @@ Regression" (AAAI 2022), after specs/qrpose.md; it does not claim to reproduce t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, cast
@@ -27,6 +27,9 @@ OFFSET_LIMIT = 8.0  # units; a wider value would stretch a quantizer's range (se
 CELL = 32  # pixels of a cell of the backbones' coarsest map
 RAMP = 1e-3  # logits, spread over the map so that no two neighbours tie, as 8-bit scores do (section 7)
 SCORE_PRIOR = -2.19  # logit of 0.1, the focal prior (section 4.4)
+Ranking = Literal["cir_pqe", "cir", "gauss_pqe", "gauss"]
+OWN_RANKING: Ranking = "cir_pqe"  # by S
+RIVALS: tuple[Ranking, ...] = ("cir", "gauss_pqe", "gauss")  # what each learns, and whether it sees the pose
 
 
 class Choice(NamedTuple):
@@ -68,6 +71,15 @@ class Config:
     # Inference gives what all candidates say of a person, and the OKS expected of that; without it, as in the
     # paper, what one pixel says, and S.
     ensemble: bool = True
+    # Three more scores of the same features and poses, and whose peaks inference takes: the paired heads of
+    # specs/qrpose-evaluation.md section 2, whose differences are no other training's luck.
+    rivals: bool = False
+    ranked_by: Ranking = OWN_RANKING
+
+    @property
+    def structure_channels(self) -> int:
+        """Of the pose as PQE sees it: offsets and, with KQE, what is known of each joint."""
+        return self.joints * (2 + (self.joint_channels if self.kqe else 0))
 
     def __post_init__(self) -> None:
         if any(side < 2 * CELL or side % CELL for side in self.size):
@@ -80,6 +92,8 @@ class Config:
                 f"QR-Pose: {self.slots} slots of {self.candidates} candidates of {pixels} map pixels; "
                 "choose a slot or more, and of each no more than of the next"
             )
+        if self.ranked_by != OWN_RANKING and not self.rivals:
+            raise EdgeposeError(f"QR-Pose: ranked_by {self.ranked_by!r} needs rivals=true")
 
     @property
     def map_size(self) -> tuple[int, int]:
@@ -112,6 +126,7 @@ class Heads(NamedTuple):
     offsets: Tensor  # O (B, 2K, h, w) map pixels, (x, y) per joint
     coarse_offsets: Tensor  # O1, likewise
     confidence: Tensor  # logits of V (B, K, h, w)
+    rivals: Mapping[str, Tensor] = {}  # logits as of S, by ranking
 
 
 class Raw(NamedTuple):
@@ -127,6 +142,7 @@ class Raw(NamedTuple):
     coarse_offsets: Tensor  # (B, P, K, 2) map pixels
     confidence: Tensor  # logits (B, P, K)
     maps: tuple[Tensor, ...] = ()  # I and R of the trunk, for who has a teacher
+    rivals: Mapping[str, Tensor] = {}  # logits (B, P), by ranking
 
 
 class Look(nn.Module):
@@ -161,6 +177,24 @@ class Look(nn.Module):
         return torch.cat(split, 2).reshape(B, -1, h, w)
 
 
+class Rival(nn.Module):
+    """One more score like S."""
+
+    def __init__(self, channels: int, structure: int) -> None:
+        super().__init__()
+        self.enc = conv_bn_relu(structure, channels, 1) if structure else None
+        self.fuse = conv_bn_relu(channels, channels, 1)
+        self.score = nn.Conv2d(channels, 1, 1)
+        _start_at_prior(self.score)
+
+
+def ranked(head: QrPose | Rival, instance: Tensor, structure: Tensor) -> Tensor:
+    """Logits (B, 1, h, w) of a score, which sees the pose where it has PQE's encoder."""
+    fused = instance if head.enc is None else instance + head.enc(structure)
+    logits: Tensor = head.score(head.fuse(fused))
+    return logits
+
+
 class QrPose(nn.Module):
     """The trainable network; `eval()` turns its forward into the inference graph of section 7."""
 
@@ -187,11 +221,16 @@ class QrPose(nn.Module):
             Look(joints, config.joint_channels, config.queries)
             for _ in (config.reaches if config.kqe else ())
         )
-        if config.pqe:
-            self.enc = conv_bn_relu(2 * joints + (width if config.kqe else 0), instance, 1)
+        self.enc = conv_bn_relu(config.structure_channels, instance, 1) if config.pqe else None
         self.fuse = conv_bn_relu(instance, instance, 1)
         self.score = nn.Conv2d(instance, 1, 1)
         self.conf = nn.Conv2d(width, joints, 1, groups=joints)
+        self.rivals = nn.ModuleDict(
+            {
+                name: Rival(instance, config.structure_channels if name.endswith("_pqe") else 0)
+                for name in (RIVALS if config.rivals else ())
+            }
+        )
         self._initialise()
         self.grid: Tensor  # (H*W, 2) x, y of each map pixel
         self.ramp: Tensor  # (H*W,) logits
@@ -205,7 +244,7 @@ class QrPose(nn.Module):
     def _initialise(self) -> None:
         _start_small(self.off1)
         for layer in (self.score0, self.score, self.heatmap):
-            nn.init.constant_(cast(Tensor, layer.bias), SCORE_PRIOR)
+            _start_at_prior(layer)
 
     def forward(self, images: Tensor, choose: Chooser | None = None) -> Raw | dict[str, Tensor]:
         """Normalised RGB (B, 3, H, W) -> `Raw` in training, the graph's named outputs in evaluation.
@@ -268,14 +307,13 @@ class QrPose(nn.Module):
         offsets, known = coarse, joints
         for look, reach in zip(self.looks, self.config.reaches, strict=bool(self.looks)):
             known, offsets = look(known, offsets, read(offsets, reach))
-        fused = instance
-        if self.config.pqe:
-            pose = (offsets / OFFSET_SCALE).clamp(-OFFSET_LIMIT, OFFSET_LIMIT)
-            structure = torch.cat([pose, known], 1) if self.looks else pose
-            if self.config.pqe_detach:  # the score must not bend the pose towards what is easy to score
-                structure = structure.detach()
-            fused = instance + self.enc(structure)
-        return Heads(self.score(self.fuse(fused)), offsets, coarse, self.conf(known))
+        pose = (offsets / OFFSET_SCALE).clamp(-OFFSET_LIMIT, OFFSET_LIMIT)
+        structure = torch.cat([pose, known], 1) if self.looks else pose
+        if self.config.pqe_detach:  # the score must not bend the pose towards what is easy to score
+            structure = structure.detach()
+        rivals = {name: ranked(cast(Rival, head), instance, structure) for name, head in self.rivals.items()}
+        every = {OWN_RANKING: ranked(self, instance, structure), **rivals}
+        return Heads(every[self.config.ranked_by], offsets, coarse, self.conf(known), rivals)
 
     def _poses(self, offsets: Tensor) -> Tensor:
         """(B, 2K, h, w) -> (B, h*w, K, 2)."""
@@ -304,7 +342,12 @@ class QrPose(nn.Module):
             coarse_offsets=self._poses(heads.coarse_offsets),
             confidence=heads.confidence[:, :, 0].transpose(1, 2),
             maps=(trunk.instance, trunk.joints),
+            rivals={name: logits[:, 0, 0] for name, logits in heads.rivals.items()},
         )
+
+
+def _start_at_prior(score: nn.Conv2d) -> None:
+    nn.init.constant_(cast(Tensor, score.bias), SCORE_PRIOR)
 
 
 def _start_small(offsets: nn.Conv2d) -> None:
