@@ -245,6 +245,75 @@ def test_crowds_and_tiny_people_are_neither_right_nor_wrong() -> None:
         assert counts == (0.0 if x0 <= x <= x1 and y0 <= y <= y1 else 1.0)
 
 
+@pytest.mark.parametrize("radius", [0, 1])
+def test_the_specified_loss_is_section_6_to_the_letter(radius: int) -> None:
+    """Every term against plain loops, people by people and pixel by pixel, with hidden joints."""
+    generator = torch.Generator().manual_seed(6)
+    labelled = torch.rand(2, 2, K, generator=generator) < 0.8
+    joints = somebody(7).joints
+    middle = joints.mean(2, keepdim=True)
+    joints = middle + 3 * (joints - middle)  # so large that their Gaussians reach beyond one pixel
+    targets = assign(people(joints, labelled, torch.tensor([[900.0, 500.0], [1600.0, 700.0]])), GRID, radius)
+    raw = raw_of(targets)
+    noise = [torch.randn(raw.offsets.shape, generator=generator) for _ in range(2)]
+    raw = raw._replace(
+        logits=torch.randn(raw.logits.shape, generator=generator),
+        coarse=torch.randn(raw.coarse.shape, generator=generator),
+        heatmaps=torch.randn(raw.heatmaps.shape, generator=generator),
+        confidence=torch.randn(raw.confidence.shape, generator=generator),
+        offsets=raw.offsets + noise[0],
+        coarse_offsets=raw.offsets + 2 * noise[1],
+    )
+    got = Loss(specified=True)(raw, targets, GRID, 0.0)
+    sigmas, positives = np.array(COCO17.sigmas), 0
+    score = {"score": 0.0, "coarse_score": 0.0}
+    far, lost, counted, confidence = np.zeros(2), np.zeros(2), 0, []
+    for image in range(2):
+        for pixel in range(SIDE * SIDE):
+            owner, label = int(targets.owner[image, pixel]), 0.0
+            weight = (1 - float(targets.gaussian[image, pixel])) ** 4
+            if owner >= 0:
+                true, shown = targets.joints[image, owner].numpy(), labelled[image, owner].numpy()
+                scale = 2 * float(targets.area[image, owner]) * (2 * sigmas) ** 2
+                for kind, offsets in enumerate((raw.offsets, raw.coarse_offsets)):
+                    apart = GRID[pixel].numpy() + offsets[image, pixel].numpy() - true
+                    similar = np.exp(-(apart**2).sum(-1) / scale) * shown
+                    far[kind] += (np.abs(apart).sum(-1) * shown).sum()
+                    lost[kind] += 1 - similar.sum() / shown.sum()
+                    if kind == 0:
+                        label, weight, sure = similar.sum() / shown.sum(), 1.0, similar
+                said = 1 / (1 + np.exp(-raw.confidence[image, pixel].double().numpy()))
+                confidence.append(-(sure * np.log(said) + (1 - sure) * np.log(1 - said)))
+                positives, counted = positives + 1, counted + int(shown.sum())
+            for name, logits in (("score", raw.logits), ("coarse_score", raw.coarse.flatten(1))):
+                s = 1 / (1 + math.exp(-float(logits[image, pixel])))
+                entropy = -(label * math.log(s) + (1 - label) * math.log(1 - s))
+                score[name] += weight * (label - s) ** 2 * entropy
+    heat = 0.0
+    for image, joint, y, x in np.ndindex(2, K, SIDE, SIDE):
+        near = [
+            math.exp(-float((GRID[y * SIDE + x] - targets.joints[image, p, joint]).square().sum()) / 4.5)
+            for p in range(2)
+            if labelled[image, p, joint]
+        ]
+        s = 1 / (1 + math.exp(-float(raw.heatmaps[image, joint, y, x])))
+        heat += (s - max(near, default=0.0)) ** 2 / (2 * K * SIDE * SIDE)
+    expected = {
+        "score": score["score"] / positives,
+        "coarse_score": 0.5 * score["coarse_score"] / positives,
+        "offset": far[0] / counted,
+        "coarse_offset": 0.5 * far[1] / counted,
+        "oks": 5 * lost[0] / positives,
+        "coarse_oks": 2.5 * lost[1] / positives,
+        "heatmap": heat,
+        "confidence": 0.5 * np.mean(confidence),
+    }
+    assert {name: float(value) for name, value in got.items()} == pytest.approx(expected, rel=1e-4)
+    ours = Loss()(raw, targets, GRID, 0.0)
+    differ = {name for name in expected if float(ours[name]) != float(got[name])}
+    assert differ == {"offset", "coarse_offset", "heatmap"}
+
+
 def test_each_rival_learns_its_own_label_at_the_same_pixels() -> None:
     """As the one score of a network would that learns this label alone."""
     targets = assign(somebody(), GRID)

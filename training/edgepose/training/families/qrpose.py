@@ -39,6 +39,7 @@ class LossSection(Section):
     """Weights of the loss terms (specs/qrpose.md section 6) and what the score learns."""
 
     target: Literal["oks", "gauss", "oks_gauss"] = "oks"
+    specified: bool = False  # offsets in map pixels and heatmaps by mean square, as specs/qrpose.md has them
     radius: Annotated[int, Field(ge=0)] = 1  # map pixels around a person's centre that regress the pose
     score: NonNegative = 1.0
     coarse_score: NonNegative = 0.5
@@ -87,7 +88,7 @@ class QrPoseCourse(Course[QrPoseRecipe, Batch]):
     def __init__(self, recipe: QrPoseRecipe, rank: int) -> None:
         super().__init__(recipe, rank)
         weights = {name: getattr(recipe.loss, name) for name in asdict(Weights())}
-        self._loss = Loss(Weights(**weights), recipe.loss.target)
+        self._loss = Loss(Weights(**weights), recipe.loss.target, recipe.loss.specified)
 
     @property
     def spec(self) -> Spec:

@@ -78,10 +78,8 @@ class _Positives:
         return oks(poses, self.joints, self.labelled, self.area)
 
     def distance(self, poses: Tensor) -> Tensor:
-        """(n,) L1 distance summed over labelled joints, in tenths of the person's size sqrt(area)."""
-        # Differs: relative to the person (as in DEKR), since OKS is; in pixels the big ones would rule.
-        total = ((poses - self.joints).abs().sum(-1) * self.labelled).sum(-1)
-        return total * 10 / self.area.sqrt()
+        """(n,) L1 distance summed over labelled joints, in map pixels."""
+        return ((poses - self.joints).abs().sum(-1) * self.labelled).sum(-1)
 
 
 def cir_label(
@@ -109,10 +107,16 @@ def cir_label(
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """The weighted sum; `target` chooses what the score learns."""
+    """The weighted sum; `target` chooses what the score learns.
+
+    `specified` is section 6 to the letter where ours differs: offsets count in tenths of the person's size
+    sqrt(area) as in DEKR, since OKS is relative to it and in map pixels the big ones would rule; and heatmaps
+    learn as the score does, not by their mean square, in which the background outweighs the joints.
+    """
 
     weights: Weights = Weights()
     target: CirTarget = "oks"
+    specified: bool = False
 
     def __call__(self, raw: Raw, targets: Targets, grid: Tensor, warm: float) -> dict[str, Tensor]:
         """Weighted terms by name. `warm` 1..0 lifts the label early on: an untrained pose has no OKS."""
@@ -137,9 +141,8 @@ class Loss:
 
         joints = positives.labelled.sum().clamp(min=1)
         own_joints = positives.labelled[own].sum().clamp(min=1)
-        far, coarse_far = positives.distance(positives.poses), positives.distance(positives.coarse_poses)
-        size = (raw.coarse.shape[2], raw.coarse.shape[1])
-        heat = quality_focal(raw.heatmaps, heatmaps(targets, size), torch.ones(()))
+        unit = 1 if self.specified else 10 / positives.area.sqrt()
+        far, coarse_far = (unit * positives.distance(p) for p in (positives.poses, positives.coarse_poses))
         return {
             "score": ranking(raw.logits, self.target),
             "coarse_score": w.coarse_score * quality_focal(raw.coarse.flatten(1), label, weight) / people,
@@ -147,10 +150,16 @@ class Loss:
             "coarse_offset": w.offset * w.coarse * coarse_far[own].sum() / own_joints,
             "oks": w.oks * (1 - final).sum() / poses,
             "coarse_oks": w.oks * w.coarse * (1 - coarse[own]).sum() / people,
-            "heatmap": w.heatmap * heat / targets.labelled.sum().clamp(min=1),
+            "heatmap": w.heatmap * self._heat(raw.heatmaps, targets),
             "confidence": w.confidence * _confidence(raw, positives),
             **{f"{name}_score": ranking(logits, LEARNS[name]) for name, logits in raw.rivals.items()},
         }
+
+    def _heat(self, logits: Tensor, targets: Targets) -> Tensor:
+        wanted = heatmaps(targets, (logits.shape[3], logits.shape[2]))
+        if self.specified:
+            return (torch.sigmoid(logits) - wanted).square().mean()
+        return quality_focal(logits, wanted, torch.ones(())) / targets.labelled.sum().clamp(min=1)
 
 
 def _confidence(raw: Raw, positives: _Positives) -> Tensor:
