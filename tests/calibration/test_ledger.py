@@ -105,6 +105,8 @@ def test_not_a_number_and_nobody_found_again_fail(ledger: Ledger) -> None:
     assert len(with_row(ledger, a_row("INT8", float("nan"))).verdict()) == 1
     assert "none of the 1 people" in with_row(ledger, a_row("INT8", 0.7, None)).verdict()[0]
     assert len(with_row(ledger, a_row("INT8", 0.7, float("nan"))).verdict()) == 1
+    more = replace(a_row("INT8", 0.7), drift=Drift(None, None, 0, 0, 3))
+    assert "finds 3 people where the baseline finds nobody" in with_row(ledger, more).verdict()[0]
     nobody = replace(a_row("INT8", 0.7), drift=Drift(None, None, 0, 0, 0))
     assert with_row(ledger, nobody).verdict() == []
 

@@ -190,10 +190,10 @@ def _drift_failures(row: Row, gates: Gates) -> list[str]:
     if drift is None:
         return []
     if drift.p50_px is None:
-        nobody = drift.lost + drift.extra == 0
-        return (
-            [] if nobody else [f"{row.stage}: none of the {drift.lost} people of the baseline is found again"]
-        )
+        if drift.lost:
+            return [f"{row.stage}: none of the {drift.lost} people of the baseline is found again"]
+        found = f"{row.stage}: finds {drift.extra} people where the baseline finds nobody"
+        return [found] if drift.extra else []
     if drift.p50_px <= gates.max_median_drift_px:
         return []
     allowed = f"{gates.max_median_drift_px:.2f} px are allowed"
