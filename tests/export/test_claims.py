@@ -175,9 +175,9 @@ class Paired:
         self.pictures = open_dataset(str(recipe.data.validation))
 
     def network(self, ranking: str) -> QrPose:
-        """With its dense graph, as the claims are tried."""
+        """With the graph that is exported by default."""
         options = self.recipe.network.model_dump(exclude_none=True)
-        how = {"size": (self.recipe.size,) * 2, "head": "dense", "ensemble": False, "ranked_by": ranking}
+        how = {"size": (self.recipe.size,) * 2, "ensemble": False, "ranked_by": ranking}
         model = cast(QrPose, build(self.recipe.model, **how, **options))
         load_published(model, self.weights)
         return model.eval()
@@ -224,29 +224,59 @@ def paired(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Paired]:
     torch.set_num_threads(threads)
 
 
+def shuffled(scores: np.ndarray, oks: np.ndarray) -> np.ndarray:
+    """|rho| of 50 permutations of the scores."""
+    generator = np.random.default_rng(0)
+    found = [spearman(generator.permutation(scores), oks) for _ in range(50)]
+    return np.abs(np.array(found, float))
+
+
 @pytest.mark.timeout(900)
 def test_two_minutes_of_training_show_the_direction(paired: Paired) -> None:
-    """S1 to S5 of specs/qrpose-evaluation.md, over the four scores of one network.
+    """One test: two could be two workers', and each would train."""
+    shown_at_centres(paired)
+    for rival in ("gauss_pqe", "gauss"):
+        shown_in_what_is_found(paired, rival)
 
-    Ranks and distances are at the people's centre pixels, as there; AP is of the poses that a score finds.
+
+def shown_at_centres(paired: Paired) -> None:
+    """S1 to S5 of specs/qrpose-evaluation.md at the people's centre pixels, over four scores of one network.
+
+    Seeds 0 and 1 gave there: rho .80 .79 (Gaussian .74 .75), MAE of CIR's scores .112 .111 (.125 .116).
     """
     found = paired.at_centres()
     oks = found["oks"]
     rho = {name: spearman(found[name], oks) or 0.0 for name in (OWN_RANKING, *RIVALS)}
     far = {name: float(np.abs(found[name] - oks).mean()) for name in rho}
-    assert rho["cir_pqe"] > 0.1
     assert rho["cir_pqe"] - rho["gauss"] > 0.01  # S1
     assert far["cir_pqe"] + far["cir"] < far["gauss_pqe"] + far["gauss"]  # S2
     assert far["cir_pqe"] < far["gauss"]
-    cir, gauss = (paired.quality(name) for name in ("cir_pqe", "gauss"))
-    assert cir.ap_gap <= gauss.ap_gap  # S3
-    assert cir.mae is not None
-    assert gauss.mae is not None
-    assert cir.mae < 0.7 * gauss.mae  # over all poses found: those of nobody claim less
     assert oks.mean() > 0.45  # S4
     assert len(oks) > 300
-    generator = np.random.default_rng(0)
-    shuffled = [spearman(generator.permutation(found["cir_pqe"]), oks) for _ in range(50)]
-    control = np.abs(np.array(shuffled, float))
+    control = shuffled(found["cir_pqe"], oks)
+    assert control[0] < 0.2
+    assert control.mean() < 0.1  # S5
+
+
+def shown_in_what_is_found(paired: Paired, rival: str) -> None:
+    """The same, each figure over the poses that quality.py takes for it; S3 is of these alone.
+
+    Seeds 0 and 1 gave: rho .77 .78 (Gaussian .70 .68 with PQE, .73 .75 without), MAE .095 .094 (.177 .163 and
+    .178 .187), AP gap .044 .042 (.056 .061 and .059 .045), mean OKS .67 .67.
+    """
+    cir, gauss = paired.quality("cir_pqe"), paired.quality(rival)
+    assert cir.rho is not None
+    assert gauss.rho is not None
+    assert cir.rho > 0.1
+    assert cir.rho - gauss.rho > 0.01  # S1
+    assert cir.mae is not None
+    assert gauss.mae is not None
+    assert cir.mae + 0.05 < gauss.mae  # S2
+    assert cir.ap_gap <= gauss.ap_gap  # S3
+    assert cir.pairs is not None
+    found = cir.pairs.matched()
+    assert found.oks.mean() > 0.45  # S4
+    assert len(found) > 300
+    control = shuffled(found.scores, found.oks)
     assert control[0] < 0.2
     assert control.mean() < 0.1  # S5
