@@ -76,6 +76,10 @@ def test_each_gate_fails_in_words(ledger: Ledger) -> None:
     assert with_row(ledger, replace(own, max_ap_loss=0.001)).verdict() == [
         "INT8: loses 1.50 points of AP, 0.10 are allowed"
     ]
+    filmed = replace(a_row("h264:28, INT8", 0.66), camera="h264:28")  # a camera has a gate of its own
+    assert with_row(ledger, filmed).verdict() == []
+    strict = replace(with_row(ledger, filmed), gates=Gates(max_ap_loss=0.9, max_camera_loss=0.03))
+    assert strict.verdict() == ["h264:28, INT8: loses 4.00 points of AP, 3.00 are allowed"]
     floor = replace(ledger, gates=Gates(min_ap=0.75))
     assert floor.verdict() == ["torch FP32: AP 0.700 is below 0.750"]
 
@@ -127,7 +131,8 @@ def test_json_keeps_everything(ledger: Ledger) -> None:
 def test_json_keeps_what_the_scores_are_worth(ledger: Ledger) -> None:
     judged = duplicated(ledger, 3, 94)
     ranks = {"rho_difference": Interval(-0.02, 0.01), "tau_difference": Interval(-0.03, 0.02)}
-    judged = with_row(judged, replace(judged.rows[1], quality=a_quality(94, rho=None), **ranks))
+    row = replace(judged.rows[1], quality=a_quality(94, rho=None), camera="mjpeg:85", **ranks)
+    judged = with_row(judged, row)
     values = json.loads(json.dumps(judged.to_dict(), allow_nan=False))
     assert values["rows"][0]["quality"]["rho"] == 0.841
     assert values["rows"][1]["quality"]["bins"][1] == {
@@ -142,9 +147,9 @@ def test_json_keeps_what_the_scores_are_worth(ledger: Ledger) -> None:
 
 def test_a_ledger_from_before_scores_were_judged_still_opens(ledger: Ledger) -> None:
     values = json.loads(json.dumps(ledger.to_dict()))
-    del values["gates"]["max_more_duplicates"]
+    del values["gates"]["max_more_duplicates"], values["gates"]["max_camera_loss"]
     for row in values["rows"]:
-        del row["quality"], row["rho_difference"], row["tau_difference"]
+        del row["quality"], row["rho_difference"], row["tau_difference"], row["camera"]
     assert Ledger.from_dict(values, "ledger.json") == ledger
     values["rows"][1]["quality"] = {"rho": 0.8}
     with pytest.raises(EdgeposeError, match="damaged ledger"):

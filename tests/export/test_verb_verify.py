@@ -88,6 +88,27 @@ def test_a_bundle_is_held_against_another_and_neither_changes(bundle: Path, wors
         assert "--against compares two bundles" in capsys.readouterr().err
 
 
+def test_what_cameras_do_to_the_pictures_is_measured(bundle: Path, capsys) -> None:
+    data = ("--data", "synthetic:count=12,seed=7,size=256")
+    cameras = ("--camera", "nv12", "--camera", "h264:45")
+    assert run(bundle, *data, *cameras, "--max-camera-loss", 100, "--max-drift", 50, "--json") == 0
+    plain, filmed, coded = Ledger.from_dict(json.loads(capsys.readouterr().out), "stdout").rows[1:]
+    assert [row.stage for row in (filmed, coded)] == ["nv12, ONNX FP32 (CPU)", "h264:45, ONNX FP32 (CPU)"]
+    assert plain.drift.p50_px < 0.01 < filmed.drift.p50_px < 1 < coded.drift.p50_px
+    assert coded.score.ap < filmed.score.ap - 0.1
+    assert filmed.size_bytes == plain.size_bytes
+    assert run(bundle, *data, *cameras, "--max-drift", 50) == 1
+    out, err = capsys.readouterr()
+    assert "h264:45, ONNX FP32 (CPU)" in out
+    assert re.fullmatch(
+        r"edgepose: a gate failed: h264:45, ONNX FP32 \(CPU\): loses [\d.]+ points of AP, 5.00 are allowed\n",
+        err,
+    )
+    for other in (("--against", bundle), ("--blame", bundle.parent / "x")):
+        assert run(bundle, *data, *cameras, *other) == 2
+        assert "leave out" in capsys.readouterr().err
+
+
 def test_bad_input_gets_one_sentence_and_exit_code_2(bundle: Path, tmp_path: Path, capsys) -> None:
     other = tmp_path / "other.safetensors"
     torch.manual_seed(5)
@@ -110,6 +131,8 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(bundle: Path, tmp_path: Pat
         (bundle, *FEW, "--against", tmp_path / "nowhere"),
         (bundle, *FEW, "--against", damaged),
         (bundle, *FEW, "--min-height", 4000),
+        (bundle, *FEW, "--camera", "h265:20"),
+        (bundle, *FEW, "--camera", "nv12", "--camera", "h264:"),
     ):
         assert run(*arguments) == 2, arguments
         out, err = capsys.readouterr()
@@ -139,7 +162,7 @@ def test_a_full_disk_and_ctrl_c_leave_the_bundle_as_it_was(bundle: Path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("edgepose.export.verb_verify.ledger_of", interrupted)
+        patch.setattr("edgepose.export.verification.ledger_of", interrupted)
         assert run(bundle, *FEW) == 130
     assert Bundle.open(bundle).files == before
 

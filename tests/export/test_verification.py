@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from edgepose.calibration import measure
 from edgepose.calibration.dataset import Dataset, open_dataset
 from edgepose.calibration.evaluation import Shown
 from edgepose.calibration.ledger import Gates
@@ -133,6 +135,41 @@ def test_the_reliability_plot_is_drawn_of_whatever_there_is(dataset: Dataset) ->
 
 def nobody(image: U8) -> Poses:
     return Poses.empty()
+
+
+def test_behind_a_camera_the_same_artefact_sees_other_pictures_and_is_timed_as_before(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The camera takes an hour a picture, the network a second."""
+    now, seen = [0.0], []
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    class Negative:
+        name = "negative"
+
+        def through(self, image: U8) -> U8:
+            now[0] += 3600
+            return 255 - image
+
+    def estimate(image: U8, boxes: str) -> Poses:
+        now[0] += 1
+        seen.append((image.tobytes(), boxes))
+        return Poses.empty()
+
+    people = [f"people of {index}" for index in range(len(dataset))]
+    shown = Shown(dataset, [(each,) for each in people])  # type: ignore[misc]
+    plain = Artefact("INT8", estimate, 7)
+    filmed = plain.behind(Negative())  # type: ignore[arg-type]
+    runs = run_all([plain, filmed], shown)
+    pictures = [dataset[index].image for index in range(len(dataset))]
+    assert seen[2::2] == [(image.tobytes(), told) for image, told in zip(pictures, people, strict=True)]
+    assert seen[3::2] == [
+        ((255 - image).tobytes(), told) for image, told in zip(pictures, people, strict=True)
+    ]
+    assert runs[0].seconds == runs[1].seconds == [1.0] * len(dataset)
+    assert filmed.stage == "negative, INT8"
+    rows = ledger_of(runs, Shown(dataset), SPEC, Gates(), 0.0).rows
+    assert [row.camera for row in rows] == [None, "negative"]
 
 
 def test_every_artefact_sees_every_picture_and_is_timed(dataset: Dataset) -> None:

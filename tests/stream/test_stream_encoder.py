@@ -17,6 +17,7 @@ from stream_standins import HANGING
 from edgepose.runtime.errors import HardwareError, MissingLibrary
 from edgepose.runtime.stream import encoder, gst
 from edgepose.runtime.stream.encoder import CODECS, Codec, Encoder, Picture, choose, works
+from edgepose.runtime.stream.pixels import Pixels
 
 pytest.importorskip("gi", reason="GStreamer's Python bindings come from the distribution (python3-gi)")
 
@@ -180,5 +181,5 @@ def test_pixels_survive_the_way_through_a_pipeline(width: int) -> None:
     sample = pipeline.get_by_name("b").try_pull_sample(5 * Gst.SECOND)
     assert gst.size_of(sample) == (width, 20)
     assert gst.rate_of(sample) == 1
-    np.testing.assert_array_equal(gst.image_of(sample), image)
+    np.testing.assert_array_equal(Pixels()(sample), image)
     pipeline.set_state(Gst.State.NULL)

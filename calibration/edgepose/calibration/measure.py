@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from edgepose.calibration.evaluation import Shown, require_skeleton, require_unseen
 from edgepose.calibration.ledger import Gates, Latency, Ledger, Row
@@ -25,6 +26,7 @@ from edgepose.runtime.oks import F64
 from edgepose.runtime.poses import Poses
 from edgepose.runtime.progress import track
 from edgepose.runtime.spec import Spec
+from edgepose.runtime.stream.camera_path import CameraPath
 from edgepose.runtime.topdown.twostage import TwoStage
 
 ONNX_FP32, ONNX_INT8 = "ONNX FP32 (CPU)", "ONNX INT8 (CPU)"
@@ -40,6 +42,15 @@ class Artefact:
     estimate: Callable[..., Poses]
     size_bytes: int
     watch: Watch | None = None  # of a network that looks twice
+    camera: CameraPath | None = None  # what its pictures go through first; no part of its time
+
+    def asked(self, picture: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What `estimate` takes for a picture of `Shown`."""
+        return picture if self.camera is None else (self.camera.through(picture[0]), *picture[1:])
+
+    def behind(self, camera: CameraPath) -> Artefact:
+        """The same, seeing its pictures as the camera delivers them."""
+        return replace(self, stage=f"{camera.name}, {self.stage}", camera=camera)
 
 
 def artefact_of(stage: str, backends: Sequence[Backend], spec: Spec, precision: str, size: int) -> Artefact:
@@ -85,14 +96,15 @@ def run_all(found: Sequence[Artefact], shown: Shown) -> list[Run]:
     runs = [Run(artefact) for artefact in found]
     first = shown[0]
     for artefact in found:
-        artefact.estimate(*first)  # the first call pays for set-up that no later one sees
+        artefact.estimate(*artefact.asked(first))  # the first call pays for set-up that no later one sees
         if artefact.watch is not None:
             artefact.watch.seen()
     for index in track(range(len(shown)), "verify"):
         picture = shown[index]
         for run in runs:
+            asked = run.artefact.asked(picture)
             start = time.perf_counter()
-            poses = run.artefact.estimate(*picture)
+            poses = run.artefact.estimate(*asked)
             run.seconds.append(time.perf_counter() - start)
             run.poses.append(poses)
             if run.artefact.watch is not None:
@@ -147,6 +159,7 @@ def _row(
     min_height_px: float,
 ) -> Row:
     truth, scales = labels
+    camera = run.artefact.camera
     drift = None
     if run is not baseline:
         drift = keypoint_drift(baseline.poses, run.poses, spec.joints(), spec.score_threshold, scales)
@@ -158,6 +171,7 @@ def _row(
         size_bytes=run.artefact.size_bytes,
         quality=assess(truth, run.poses, spec.joints(), min_height_px),
         looks=compared(run.looks, None if run is baseline else baseline.looks, spec.sharp_cells or 0),
+        camera=None if camera is None else camera.name,
     )
 
 

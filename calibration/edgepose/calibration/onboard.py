@@ -15,6 +15,7 @@ from edgepose.calibration.measure import Artefact, artefact_of, cpu_artefacts, l
 from edgepose.calibration.score import evaluate
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.golden import read
+from edgepose.runtime.stream.camera_path import CameraPath
 from edgepose.runtime.trt.board import conditions
 from edgepose.runtime.trt.engines import Engines, Opened, Options
 from edgepose.runtime.trt.precision import ANSWERS, LADDER, NO_ENGINE, rungs
@@ -28,6 +29,7 @@ class Settings:
     gates: Gates
     min_height_px: float = 0.0
     threads: int = 1
+    cameras: tuple[CameraPath, ...] = ()  # behind which the best of what runs here is scored, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +79,11 @@ def verified(bundle: Bundle, shown: Shown, settings: Settings) -> Verified:
     made = {graph: engines for graph, (_, engines) in remembered.items()}
     with ExitStack() as stack:
         board = _Board(bundle, made, stack, {})
-        engines = [board.artefact(precision) for precision in _recorded(bundle)]
-        found = [*stack.enter_context(cpu_artefacts(bundle, settings.threads)), *filter(None, engines)]
-        runs = run_all(found, shown)
+        engines = [*filter(None, (board.artefact(precision) for precision in _recorded(bundle)))]
+        on_cpu = stack.enter_context(cpu_artefacts(bundle, settings.threads))
+        best = engines[0] if engines else on_cpu[-1]
+        filmed = [best.behind(camera) for camera in settings.cameras]
+        runs = run_all([*on_cpu, *engines, *filmed], shown)
         where = conditions(next(iter(made.values())).board)  # at once: clocks fall when nothing runs
         ledger = ledger_of(runs, shown, bundle.spec, settings.gates, settings.min_height_px)
     ledger = replace(ledger, rows=tuple(replace(row, board=where) for row in ledger.rows))

@@ -42,6 +42,7 @@ class Plan:
     pictures: int = 160  # evaluated
     calibration: int = 96  # pictures the quantizer sees
     received: int = 150  # frames the RTSP client reads back
+    cameras: tuple[str, ...] = ("nv12", "h264:23")  # behind which INT8 is scored, too
     min_height_px: int = 48  # people lower than this are neither asked for nor counted
     refiner: str = "sharpose_tiny_128x96"  # looks again at the people, where its weights ship
     refined: int = 40  # pictures that it is measured on
@@ -116,8 +117,10 @@ def run(plan: Plan, announce: Callable[[str], None]) -> Outcome:
     commands = Commands(announce)
     calibration = _compress_and_export(plan, commands)
     bundle = plan.out / "bundle"
-    gates = ("--min-height", plan.min_height_px, "--compressed", plan.out / "compressed")
-    text = commands.run("verify", bundle, "--data", plan.evaluation, *gates, "--json", may_fail=True)
+    measured = ["--data", plan.evaluation, "--min-height", plan.min_height_px]
+    measured += ["--compressed", plan.out / "compressed"]
+    measured += [word for camera in plan.cameras for word in ("--camera", camera)]
+    text = commands.run("verify", bundle, *measured, "--json", may_fail=True)
     ledger = Ledger.from_dict(json.loads(text), f"{bundle}/ledger.json")
     curve = _refine(plan, commands) if has_weights(plan.refiner) else None
     streamed = _stream(plan, commands)

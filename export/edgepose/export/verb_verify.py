@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -18,11 +20,12 @@ from edgepose.calibration.boxes import Finder, Labels, open_detector, read_detec
 from edgepose.calibration.dataset import Dataset, open_dataset
 from edgepose.calibration.evaluation import TRUTH, Shown, require_skeleton, require_unseen, told
 from edgepose.calibration.ledger import Gates, Ledger, joints_table, looks_table, quality_table, table
-from edgepose.calibration.measure import held_against, ledger_in, ledger_of, run_all, with_ledger
+from edgepose.calibration.measure import held_against, ledger_in, with_ledger
 from edgepose.runtime.bundle import ZIP_SUFFIX, Bundle
 from edgepose.runtime.errors import EdgeposeError, GateFailed
 from edgepose.runtime.flags import FiniteRange, given
 from edgepose.runtime.spec import Spec
+from edgepose.runtime.stream.camera_path import CameraPath
 from edgepose.runtime.trt.build import Settings as EngineSettings
 from edgepose.runtime.trt.cache import default_root
 from edgepose.runtime.trt.cuda import LIBRARIES
@@ -30,7 +33,7 @@ from edgepose.runtime.trt.engines import Options, batches_for
 
 log = logging.getLogger(__name__)
 OF_TORCH, OF_ENGINES = {"weights", "compressed"}, {"cuda", "engines"}
-ELSEWHERE = {"on_board", "folder"} | OF_TORCH  # what --against leaves no room for
+ELSEWHERE = {"on_board", "folder", "cameras"} | OF_TORCH  # what --against leaves no room for
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,86 @@ class Usual:
             return cls()
         data = ledger.data.get("evaluation", cls().data)
         return cls(data, ledger.data.get("boxes"), ledger.baseline.score.min_height_px)
+
+
+GATES = (
+    click.option(
+        "--max-ap-loss",
+        type=FiniteRange(0, 100),
+        default=1.0,
+        show_default=True,
+        help="Gate: points of AP that may be lost to FP32.",
+    ),
+    click.option(
+        "--max-drift",
+        type=FiniteRange(0),
+        default=1.0,
+        show_default=True,
+        help="Gate: median keypoint drift, pixels of the input.",
+    ),
+    click.option(
+        "--max-duplicates",
+        type=FiniteRange(0),
+        default=1.0,
+        show_default=True,
+        help="Gate: more duplicates than FP32 has, in % of the people.",
+    ),
+    click.option(
+        "--min-region-overlap",
+        type=FiniteRange(0),
+        default=90.0,
+        show_default=True,
+        help="Gate: % of the regions seen sharp that must be FP32's.",
+    ),
+    click.option(
+        "--max-refined-shift",
+        type=FiniteRange(0, 100),
+        default=5.0,
+        show_default=True,
+        help="Gate: points that the share of people looked at again may differ from FP32's.",
+    ),
+    click.option(
+        "--min-ap", type=FiniteRange(0, 100), help="Gate: points of AP that the FP32 model itself must reach."
+    ),
+    click.option(
+        "--max-camera-loss",
+        type=FiniteRange(0, 100),
+        default=5.0,
+        show_default=True,
+        help="Gate: points of AP that may be lost to FP32 behind a --camera.",
+    ),
+)
+
+
+def gated(command: Callable[..., None]) -> Callable[..., None]:
+    """A verb's function that takes `gates`, with the options that make them up."""
+
+    @functools.wraps(command)
+    def with_gates(
+        max_ap_loss: float,
+        max_drift: float,
+        max_duplicates: float,
+        min_region_overlap: float,
+        max_refined_shift: float,
+        min_ap: float | None,
+        max_camera_loss: float,
+        **others: Any,
+    ) -> None:
+        gates = Gates(
+            max_ap_loss / 100,
+            max_drift,
+            None if min_ap is None else min_ap / 100,
+            max_duplicates / 100,
+            min_region_overlap / 100,
+            max_refined_shift / 100,
+            max_camera_loss / 100,
+        )
+        command(gates=gates, **others)
+
+    result: Callable[..., None] = with_gates
+    for option in reversed(GATES):
+        result = option(result)
+    return result
 
 
 @click.command()
@@ -80,30 +163,18 @@ class Usual:
     "The ledger in BUNDLE stays as it is.",
 )
 @click.option(
+    "--camera",
+    "cameras",
+    multiple=True,
+    metavar="PATH",
+    help="Add a row: the best artefact, shown the pictures as a camera delivers them. nv12: a sensor on the "
+    "board; mjpeg:85: one on USB, of this quality, 1 to 100; h264:28: one on the network, of this quantizer, "
+    "1 to 50, finest first. Can be given several times.",
+)
+@click.option(
     "--min-height",
     type=FiniteRange(0),
     help="Leave out people lower than this, in pixels.  [default: 0; with --on-board as the bundle's ledger]",
-)
-@click.option(
-    "--max-ap-loss",
-    type=FiniteRange(0, 100),
-    default=1.0,
-    show_default=True,
-    help="Gate: points of AP that may be lost to FP32.",
-)
-@click.option(
-    "--max-drift",
-    type=FiniteRange(0),
-    default=1.0,
-    show_default=True,
-    help="Gate: median keypoint drift, pixels of the input.",
-)
-@click.option(
-    "--max-duplicates",
-    type=FiniteRange(0),
-    default=1.0,
-    show_default=True,
-    help="Gate: more duplicates than FP32 has, in % of the people.",
 )
 @click.option(
     "--boxes",
@@ -112,27 +183,10 @@ class Usual:
     "network that finds people.  [default: truth; with --on-board as the bundle's ledger]",
 )
 @click.option(
-    "--min-region-overlap",
-    type=FiniteRange(0),
-    default=90.0,
-    show_default=True,
-    help="Gate: % of the regions seen sharp that must be FP32's.",
-)
-@click.option(
-    "--max-refined-shift",
-    type=FiniteRange(0, 100),
-    default=5.0,
-    show_default=True,
-    help="Gate: points that the share of people looked at again may differ from FP32's.",
-)
-@click.option(
     "--blame",
     "folder",
     type=click.Path(path_type=Path),
     help="Instead: which layers' INT8 costs how much. Into this folder; a killed run goes on where it was.",
-)
-@click.option(
-    "--min-ap", type=FiniteRange(0, 100), help="Gate: points of AP that the FP32 model itself must reach."
 )
 @click.option(
     "--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads of every artefact."
@@ -145,6 +199,7 @@ class Usual:
 )
 @click.option("--per-joint", is_flag=True, help="Also print the OKS of every joint.")
 @click.option("--json", "as_json", is_flag=True, help="Print the ledger as JSON.")
+@gated
 def verify(
     bundle: Path,
     on_board: bool,
@@ -152,20 +207,16 @@ def verify(
     weights: Path | None,
     compressed: Path | None,
     against: Path | None,
+    cameras: Sequence[str],
     min_height: float | None,
-    max_ap_loss: float,
-    max_drift: float,
-    max_duplicates: float,
     boxes: str | None,
-    min_region_overlap: float,
-    max_refined_shift: float,
     folder: Path | None,
-    min_ap: float | None,
     threads: int,
     cuda: str,
     engines: Path | None,
     per_joint: bool,
     as_json: bool,
+    gates: Gates,
 ) -> None:
     """Score every artefact of BUNDLE with one evaluator; write its ledger.json; exit 1 when a gate fails.
 
@@ -184,15 +235,7 @@ def verify(
     dataset = open_dataset(data or usual.data)
     require_skeleton(dataset, opened.spec)
     require_unseen(dataset, opened)
-    least = None if min_ap is None else min_ap / 100
-    gates = Gates(
-        max_ap_loss / 100,
-        max_drift,
-        least,
-        max_duplicates / 100,
-        min_region_overlap / 100,
-        max_refined_shift / 100,
-    )
+    paths = tuple(map(CameraPath.parse, cameras))
     shown = _shown(dataset, opened.spec, boxes or usual.boxes, threads)
     if folder is not None:
         from edgepose.export.blaming import blame_bundle
@@ -203,7 +246,7 @@ def verify(
     if on_board:
         made = EngineSettings(batches_for(opened.spec))
         options = Options(made, cuda, engines or default_root())
-        settings = onboard.Settings(options, gates, min_height_px=least_px, threads=threads)
+        settings = onboard.Settings(options, gates, least_px, threads, paths)
         _on_board(opened, shown, settings, as_json, per_joint)
         return
     if against is not None:
@@ -211,7 +254,11 @@ def verify(
         _show(ledger, opened.spec, as_json, per_joint)
         _require_passed(ledger.verdict())
         return
-    ledger = _against_torch(opened, (weights, compressed), shown, gates, least_px, threads)
+    from edgepose.export.verification import Sources, against_torch
+    from edgepose.training.models import shipped_weights
+
+    sources = Sources(opened, weights or shipped_weights(opened.spec.model), compressed, threads)
+    ledger = against_torch(sources, shown, gates, least_px, paths)
     # First what was measured: the bundle may be where nothing can be written.
     _show(ledger, opened.spec, as_json, per_joint)
     with_ledger(opened, ledger)
@@ -221,11 +268,12 @@ def verify(
 def _require_of_use(on_board: bool) -> None:
     """Refuse options that would do nothing, or contradict each other."""
     asked = given()
-    if {"folder", "per_joint"} <= asked:
-        raise click.UsageError("--blame ranks layers and prints no joints: leave out --per-joint")
+    if "folder" in asked and asked & {"per_joint", "cameras"}:
+        raise click.UsageError("--blame ranks layers alone: leave out --per-joint and --camera")
     if "against" in asked and asked & ELSEWHERE:
         raise click.UsageError(
-            "--against compares two bundles: leave out --on-board, --blame, --weights and --compressed"
+            "--against compares two bundles: leave out --on-board, --blame, --camera, --weights and "
+            "--compressed"
         )
     if on_board and "folder" in asked:
         raise click.UsageError("--blame looks at the INT8 file, --on-board at engines: give one of them")
@@ -233,24 +281,6 @@ def _require_of_use(on_board: bool) -> None:
         raise EdgeposeError("--on-board needs no torch: leave out --weights and --compressed")
     if not on_board and asked & OF_ENGINES:
         raise click.UsageError("--cuda and --engines are for --on-board; give it, too")
-
-
-def _against_torch(
-    bundle: Bundle,
-    files: tuple[Path | None, Path | None],
-    shown: Shown,
-    gates: Gates,
-    min_height: float,
-    threads: int,
-) -> Ledger:
-    """The ledger of a workstation; `files`: torch weights, and what `compress` wrote."""
-    from edgepose.export.verification import Sources, artefacts, torch_environment
-    from edgepose.training import models
-
-    weights = files[0] or models.shipped_weights(bundle.spec.model)
-    with artefacts(Sources(bundle, weights, files[1], threads)) as found:
-        ledger = ledger_of(run_all(found, shown), shown, bundle.spec, gates, min_height)
-    return replace(ledger, environment=torch_environment())
 
 
 def _on_board(

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import torch
 
-from edgepose.calibration.measure import Artefact, artefact_of, cpu_artefacts, environment
+from edgepose.calibration.evaluation import Shown
+from edgepose.calibration.ledger import Gates, Ledger
+from edgepose.calibration.measure import (
+    Artefact,
+    artefact_of,
+    cpu_artefacts,
+    environment,
+    ledger_of,
+    run_all,
+)
 from edgepose.compression.artefact import open_compressed
 from edgepose.compression.source_model import load_bundled_model
 from edgepose.compression.torch_quantize import load_quantized_torch
@@ -19,6 +28,7 @@ from edgepose.export.specs import CONTRACTS
 from edgepose.runtime.backend import Array, Backend
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.stream.camera_path import CameraPath
 
 TORCH_FP32, TORCH_INT8 = "torch FP32", "torch INT8 (NNCF)"
 
@@ -85,6 +95,17 @@ def _quantized_torch(compressed: Path, model: torch.nn.Module, bundle: Bundle) -
     quantized = load_quantized_torch(folder, model, torch.zeros(1, 3, spec.height, spec.width))
     size = sum(file.stat().st_size for file in folder.iterdir())
     return artefact_of(TORCH_INT8, [TorchBackend(quantized)], spec, "int8", size)
+
+
+def against_torch(
+    sources: Sources, shown: Shown, gates: Gates, min_height_px: float, cameras: Sequence[CameraPath] = ()
+) -> Ledger:
+    """The ledger of a workstation; behind each of the `cameras` the last artefact is scored once more."""
+    with artefacts(sources) as found:
+        filmed = [found[-1].behind(camera) for camera in cameras]
+        runs = run_all([*found, *filmed], shown)
+        ledger = ledger_of(runs, shown, sources.bundle.spec, gates, min_height_px)
+    return replace(ledger, environment=torch_environment())
 
 
 def torch_environment() -> dict[str, str]:

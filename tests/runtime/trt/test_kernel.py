@@ -155,7 +155,10 @@ def test_nv12_is_what_opencv_makes_of_it(size: tuple[int, int], kernel) -> None:
 
 
 @pytest.mark.parametrize("full_range", [False, True], ids=["limited", "full"])
-@pytest.mark.parametrize(("matrix", "red", "blue"), [("bt601", 0.299, 0.114), ("bt709", 0.2126, 0.0722)])
+@pytest.mark.parametrize(
+    ("matrix", "red", "blue"),
+    [("bt601", 0.299, 0.114), ("bt709", 0.2126, 0.0722), ("bt2020", 0.2627, 0.0593)],
+)
 def test_colours_come_back_from_their_standard(matrix, red, blue, full_range, kernel) -> None:
     """ITU's own forward equations: RGB -> Y'CbCr, rounded, and back by the kernel."""
     colours = np.random.default_rng(2).integers(0, 256, (32, 48, 3)).astype(np.float64)  # RGB of 2 x 2 blocks
@@ -185,9 +188,9 @@ def test_crops_of_a_batch_are_the_references(kernel) -> None:
     assert apart(run(kernel, (image, None), task, SPEC, inverses), expected, SPEC) <= LIMIT
 
 
-@pytest.mark.parametrize("change", [{"format": "YUYV"}, {"matrix": "bt2020"}])
+@pytest.mark.parametrize("change", [{"format": "YUYV"}, {"matrix": "smpte240m"}])
 def test_frames_the_kernel_does_not_read_are_refused(change: dict[str, str]) -> None:
-    with pytest.raises(EdgeposeError, match="choose one of NV12, RGBA, BGR and of bt601, bt709"):
+    with pytest.raises(EdgeposeError, match="choose one of NV12, RGBA, BGR and of bt601, bt709, bt2020"):
         Source(64, 48, 64, **change)
 
 

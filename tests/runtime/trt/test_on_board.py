@@ -89,6 +89,19 @@ def test_a_second_run_takes_the_place_of_the_first_and_another_board_stands_besi
     ]
 
 
+def test_the_best_engine_is_scored_behind_cameras_too(run, own, install) -> None:
+    install("10.3")
+    code, out, err = run("--camera", "nv12", "--max-camera-loss", 100, "--json")
+    assert code == 0, err
+    rows = Ledger.from_dict(Bundle.open(own).read("ledger.json", "a ledger"), "bundle").rows
+    assert [(row.stage, row.camera) for row in rows] == [
+        *((stage, None) for stage in ROWS),
+        ("nv12, engine INT8", "nv12"),
+    ]
+    assert rows[-1].board == rows[0].board
+    assert json.loads(out)["live"] == "int8"
+
+
 def test_a_ledger_of_other_pictures_is_left_alone(run, own, install, caplog) -> None:
     install("10.3")
     run(data="synthetic:count=2,seed=3,size=64x48")

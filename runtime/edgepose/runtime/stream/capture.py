@@ -11,6 +11,7 @@ from edgepose.runtime.errors import EdgeposeError, HardwareError
 from edgepose.runtime.stream import gst
 from edgepose.runtime.stream.grammar import Camera, File, Network, redacted
 from edgepose.runtime.stream.pace import Lag
+from edgepose.runtime.stream.pixels import CAPS, Pixels
 from edgepose.runtime.stream.source import Frame, SourceEndedError, SourceLostError
 from edgepose.runtime.stream.supervise import Patience
 
@@ -21,26 +22,27 @@ _LIVE_TAIL = (
 )
 # sync=true plays a file at its own speed.
 _FILE_TAIL = "{convert} ! appsink name=frames sync=true max-buffers=1 drop=true"
-_DECODE = "decodebin expose-all-streams=false caps=video/x-raw(ANY)"
+DECODE = "decodebin expose-all-streams=false caps=video/x-raw(ANY)"
 _HEADS = {
-    Camera: f"v4l2src name=head ! {_DECODE}",
+    Camera: f"v4l2src name=head ! {DECODE}",
     # tcp-timeout and teardown-timeout (us, ns): a dead server must not hold up the rebuilding.
     Network: (
         "rtspsrc name=head latency=100 protocols=tcp tcp-timeout=3000000 teardown-timeout=200000000 ! "
-        f"{_DECODE}"
+        f"{DECODE}"
     ),
-    File: f"filesrc name=head ! {_DECODE}",
+    File: f"filesrc name=head ! {DECODE}",
 }
 _ADDRESS = {Camera: "device", Network: "location", File: "location"}  # property of the head
 
 
-def _converter(size: tuple[int, int] | None) -> str:
+def converter(size: tuple[int, int] | None = None) -> str:
+    """The elements from a decoder's frames, whatever they are, to what `Pixels` reads, of `size` if given."""
     scale = f",width={size[0]},height={size[1]},pixel-aspect-ratio=1/1" if size else ""
     # On a Jetson decodebin picks NVIDIA's decoder, whose frames only nvvidconv brings to CPU memory.
     download = "nvvidconv ! " if gst.has_element("nvvidconv") else ""
     # videoflip: phones store the picture lying down and a tag that says so.
     turn = "videoflip video-direction=auto ! " if gst.has_element("videoflip") else ""
-    return f"{download}videoconvert ! {turn}videoscale ! video/x-raw,format=BGR{scale}"
+    return f"{download}videoconvert ! {turn}videoscale ! {CAPS}{scale}"
 
 
 def check_there(spec: Camera | Network | File) -> None:
@@ -88,9 +90,10 @@ class Capture:
         self._name = name_of(spec)
         self._live = not isinstance(spec, File)
         self._lag = Lag()
+        self._pixels = Pixels()
         self._fault: str | None = None
         tail = _LIVE_TAIL if self._live else _FILE_TAIL
-        self._pipeline = gst.launch(f"{_HEADS[type(spec)]} ! {tail.format(convert=_converter(size))}")
+        self._pipeline = gst.launch(f"{_HEADS[type(spec)]} ! {tail.format(convert=converter(size))}")
         self._sink = self._pipeline.get_by_name("frames")
         head = self._pipeline.get_by_name("head")
         head.set_property(_ADDRESS[type(spec)], getattr(spec, _FIELD[type(spec)]))
@@ -126,7 +129,7 @@ class Capture:
         if self._live and self._lag.grows(now_ns - taken_ns, now_ns):
             # What waits lies before the decoder, where nothing may be left out: begin again with what is new.
             raise SourceLostError("it falls behind: decoding is slower than the source; let it send less")
-        return Frame(gst.image_of(sample), min(taken_ns, now_ns), self._index(sample, fps), fps)
+        return Frame(self._pixels(sample), min(taken_ns, now_ns), self._index(sample, fps), fps)
 
     def _index(self, sample: Any, fps: float) -> int | None:
         """The frame's number in a file of constant rate; a camera has none."""

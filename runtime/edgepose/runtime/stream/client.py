@@ -13,6 +13,7 @@ from edgepose.runtime.preprocess import U8
 from edgepose.runtime.stream import gst, klv
 from edgepose.runtime.stream.grammar import redacted
 from edgepose.runtime.stream.pairing import Recent
+from edgepose.runtime.stream.pixels import CAPS, Pixels
 
 _POLL_S = 0.05
 _GRACE_S = 1.0  # for poses that arrive after their picture
@@ -22,7 +23,7 @@ _PIPELINE = (
     # protocols=tcp: nothing is lost; latency=0: nothing is waited for.
     "rtspsrc name=source protocols=tcp latency=0 tcp-timeout=5000000 teardown-timeout=200000000 "
     "rtph264depay name=video ! h264parse ! avdec_h264 max-threads=1 ! videoconvert ! "
-    "video/x-raw,format=BGR ! appsink name=frames sync=false async=false max-buffers=500 "
+    f"{CAPS} ! appsink name=frames sync=false async=false max-buffers=500 "
     "rtpklvdepay name=data ! appsink name=poses sync=false async=false max-buffers=500"
 )
 _ENTRANCE = {"H264": "video", "SMPTE336M": "data"}  # RTP encoding name -> depayloader
@@ -100,11 +101,12 @@ def read_rtsp(url: str, frames: int, timeout_s: float = 20.0) -> list[ReceivedFr
 def _read(reader: _Reader, url: str, frames: int, end_s: float) -> list[ReceivedFrame]:
     pictures: list[tuple[int, U8, int]] = []
     messages: dict[int, dict[str, Any]] = {}
+    pixels = Pixels()
     while len(pictures) < frames:
         if sample := reader.frames.try_pull_sample(round(_POLL_S * 1e9)):
             timestamp = reader.timestamp("video", sample)
             if timestamp is not None:
-                pictures.append((timestamp, gst.image_of(sample), time.time_ns()))
+                pictures.append((timestamp, pixels(sample), time.time_ns()))
         _read_message(reader, url, messages, 0.0)
         _check(reader, url, f"{len(pictures)} of {frames} pictures came", end_s)
     grace_s = min(end_s, time.monotonic() + _GRACE_S)

@@ -127,12 +127,11 @@ def _stride(width: int) -> int:
     return (3 * width + 3) // 4 * 4  # GStreamer rounds the rows of packed formats up to 4 bytes
 
 
-def image_of(sample: Any) -> U8:
-    """A copy (H, W, 3) of a sample whose caps say video/x-raw,format=BGR."""
-    width, height = size_of(sample)
-    with mapped(sample.get_buffer()) as data:
-        rows = data[: height * _stride(width)].reshape(height, _stride(width))  # (H, stride)
-        return rows[:, : 3 * width].reshape(height, width, 3).copy()
+def packed(data: U8, size: tuple[int, int]) -> U8:
+    """The bytes of a BGR picture of `size` (width, height) as (H, W, 3), without a copy."""
+    width, height = size
+    rows = data[: height * _stride(width)].reshape(height, _stride(width))
+    return rows[:, : 3 * width].reshape(height, width, 3)
 
 
 def buffer_of(image: U8) -> Any:
@@ -140,8 +139,7 @@ def buffer_of(image: U8) -> Any:
     height, width = image.shape[:2]
     buffer = namespace("Gst").Buffer.new_allocate(None, height * _stride(width), None)
     with mapped(buffer, write=True) as data:
-        rows = data[: height * _stride(width)].reshape(height, _stride(width))
-        rows[:, : 3 * width] = image.reshape(height, 3 * width)
+        packed(data, (width, height))[:] = image
     return buffer
 
 

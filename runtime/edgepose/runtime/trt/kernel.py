@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgepose.runtime.colours import LUMA
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.preprocess import Letterbox, pad_colour
 from edgepose.runtime.spec import Spec
@@ -18,9 +19,6 @@ SOURCE = Path(__file__).with_name("prepare.cu")
 FORMATS = {"NV12": 0, "RGBA": 1, "BGR": 2}  # enum Format of prepare.cu
 PIXEL = {"NV12": 1, "RGBA": 4, "BGR": 3}  # bytes a pixel in a row
 _LAYOUT = struct.Struct("=4i6f4i2f2i9f")  # struct Task of prepare.cu
-
-# Share of red and blue in the luma: ITU-R BT.601 and BT.709.
-_LUMA = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +34,10 @@ class Source:
 
     def __post_init__(self) -> None:
         """Raises EdgeposeError for what the kernel does not read."""
-        if self.format not in FORMATS or self.matrix not in _LUMA:
+        if self.format not in FORMATS or self.matrix not in LUMA:
             raise EdgeposeError(
                 f"frame format {self.format!r} with matrix {self.matrix!r}: choose one of "
-                f"{', '.join(FORMATS)} and of {', '.join(_LUMA)}"
+                f"{', '.join(FORMATS)} and of {', '.join(LUMA)}"
             )
 
     @property
@@ -49,7 +47,7 @@ class Source:
 
     def coefficients(self) -> tuple[float, ...]:
         """Luma's offset and gain; red of V, green of U and of V, blue of U; on values 0..255."""
-        red, blue = _LUMA[self.matrix]
+        red, blue = LUMA[self.matrix]
         green = 1 - red - blue
         gain, chroma = (1.0, 1.0) if self.full_range else (255 / 219, 255 / 224)
         red_v, blue_u = 2 * (1 - red) * chroma, 2 * (1 - blue) * chroma
