@@ -52,6 +52,8 @@ def test_everything_the_demo_made_opens_and_agrees(demo) -> None:
         "torch INT8 (NNCF)",
         "ONNX FP32 (CPU)",
         "ONNX INT8 (CPU)",
+        "nv12, ONNX INT8 (CPU)",
+        "h264:23, ONNX INT8 (CPU)",
     ]
     assert ledger.rows[2].drift.p95_px < 0.05  # the exporter changes nothing
     assert len(load_calibration_set(out / "calibration")) == 32
