@@ -184,6 +184,15 @@ def test_mirrored_crops_are_mirrored() -> None:
         np.testing.assert_array_equal(mirrored[ordinal][0].image, plain[ordinal][0].image[:, ::-1])
 
 
+def test_crops_go_through_a_codec_where_they_are_asked_to() -> None:
+    plain, sent = (Crops(recipe(**{"workers: 0": f"workers: 0, coded: {c}"}), (96, 128)) for c in (0, 1))
+    for ordinal in range(4):
+        before, after = plain[ordinal][0], sent[ordinal][0]
+        np.testing.assert_array_equal(after.joints, before.joints)
+        off = np.abs(after.image.astype(int) - before.image).mean()
+        assert 0.2 < off < 20
+
+
 def test_processes_share_the_people_out() -> None:
     two = recipe(**{"seed: 3": "seed: 3\nprocesses: 2"})
     shares = [Crops(two, (96, 128), rank) for rank in (0, 1)]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from edgepose.calibration.sample import Person
 from edgepose.calibration.synthetic import write_dataset
 from edgepose.runtime.errors import EdgeposeError
+from edgepose.runtime.preprocess import U8
 from edgepose.runtime.skeleton import COCO17
 from edgepose.runtime.spec import Spec
 from edgepose.training.data import (
@@ -192,6 +193,26 @@ def test_colour_changes_keep_black_and_white_apart() -> None:
     for seed in range(20):
         changed = recolour(image, np.random.default_rng(seed), 0.25)
         assert int(changed[0].min()) > int(changed[3].max())
+
+
+def as_jpeg(image: U8, quality: int) -> bytes:
+    _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return cv2.imdecode(data, cv2.IMREAD_COLOR).tobytes()
+
+
+def test_a_share_of_the_pictures_goes_through_a_codec_and_nothing_else_changes() -> None:
+    asked = {"workers: 0": "workers: 0, augment: {coded: 0.4}"}
+    plain, sent = Pictures(recipe()), Pictures(recipe(**asked))
+    qualities = []
+    for ordinal in range(60):
+        before, after = plain[ordinal], sent[ordinal]
+        np.testing.assert_array_equal(after.joints, before.joints)
+        if not np.array_equal(after.image, before.image):
+            found = [q for q in range(1, 101) if as_jpeg(before.image, q) == after.image.tobytes()]
+            qualities.append(found[0])
+    assert 12 <= len(qualities) <= 36  # of 60, 24 to be expected: 3 standard deviations
+    assert 40 <= min(qualities) < 60
+    assert 75 < max(qualities) <= 95
 
 
 def test_the_stream_follows_from_the_number_alone() -> None:

@@ -15,9 +15,9 @@ from torch.utils.data import Subset
 from edgepose.calibration.boxes import size_of
 from edgepose.calibration.sample import Person, Sample
 from edgepose.runtime.topdown.crop import F64
-from edgepose.training.data import recolour
+from edgepose.training.data import coded, recolour
 from edgepose.training.order import index_at, open_share, random_at, read_all
-from edgepose.training.sections import Data, NonNegative, Recipe
+from edgepose.training.sections import Data, Fraction, NonNegative, Recipe
 from edgepose.training.topdown_data import (
     Changes,
     Example,
@@ -34,6 +34,7 @@ class CropData(Data):
 
     changes: Changes = Changes()
     colour: NonNegative = 0.0  # relative change of brightness, contrast and single channels
+    coded: Fraction = 0.0  # share of crops that go through a camera's codec
 
 
 class CropRecipe(Recipe):
@@ -94,6 +95,8 @@ class Crops(TorchDataset[tuple[Example, int]]):
         seen = example(sample.image, subject.person, region, self._size)
         if data.colour:
             seen.image[:] = recolour(seen.image, rng, data.colour)
+        if data.coded and rng.random() < data.coded:
+            seen.image[:] = coded(seen.image, rng)
         return (mirror(seen) if mirrored else seen), sample.image_id
 
 

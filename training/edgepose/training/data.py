@@ -27,6 +27,7 @@ Bools = npt.NDArray[np.bool_]
 Matrix = npt.NDArray[np.float64]
 CLOSEUP = (math.log(0.4), math.log(1.0))  # a person's longer side in the tile's, log-uniform
 CLOSEUP_SCALES = (0.3, 1.5)
+QUALITIES = (40, 95)  # of JPEG, lowest and highest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,6 +161,16 @@ def recolour(image: U8, rng: np.random.Generator, strength: float) -> U8:
     return np.asarray(cv2.LUT(image, np.clip(table, 0, 255).astype(np.uint8)[None]), np.uint8)
 
 
+def coded(image: U8, rng: np.random.Generator) -> U8:
+    """The picture after JPEG of a random quality: one colour for four pixels, blocks of 8 with less detail.
+
+    It stands for all cameras' codecs: H.264's blocks lose detail likewise, and OpenCV has JPEG built in.
+    """
+    quality = int(rng.integers(QUALITIES[0], QUALITIES[1] + 1))
+    _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
+
+
 class Pictures(TorchDataset[Picture]):
     """Picture number n of an endless stream: which one and how it is changed follows from (seed, n) alone.
 
@@ -193,6 +204,8 @@ class Pictures(TorchDataset[Picture]):
             changed = warp(picture, matrix, mirrored, pad_colour(self._spec), side)
         if augment.colour:
             changed.image[:] = recolour(changed.image, rng, augment.colour)
+        if augment.coded and rng.random() < augment.coded:
+            changed.image[:] = coded(changed.image, rng)
         return changed
 
     def _index(self, ordinal: int) -> int:

@@ -107,6 +107,7 @@ class Augment(Section):
     rotation_degrees: NonNegative = 15.0  # standard deviation, cut at twice that
     translation: NonNegative = 0.12  # of the input's side
     colour: NonNegative = 0.25  # relative change of brightness, contrast and single channels
+    coded: Fraction = 0.0  # share of pictures that go through a camera's codec
 
 
 class PictureData(Data):
