@@ -59,10 +59,10 @@ def draft_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         temporary.rename(path)
 
 
-def require_new(path: Path) -> None:
+def require_new(path: Path, option: str = "--out") -> None:
     """Raises EdgeposeError when there is something of that name: said before the work, not after it."""
     if path.exists():
-        raise EdgeposeError(f"{path}: exists already; choose another --out or remove it")
+        raise EdgeposeError(f"{path}: exists already; choose another {option} or remove it")
 
 
 def write_json(path: Path, value: Any) -> None:

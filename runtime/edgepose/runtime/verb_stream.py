@@ -35,7 +35,7 @@ from edgepose.runtime.stream.grammar import (
     parse_size,
     parse_source,
 )
-from edgepose.runtime.stream.outlet import STDOUT, LineOutlet
+from edgepose.runtime.stream.outlet import STDOUT, outlet_of, say
 from edgepose.runtime.stream.session import OVERLAYS, Input, Settings, Stream
 from edgepose.runtime.stream.source import Feeder
 from edgepose.runtime.topdown.cascade import POLICIES, Cascade, Dial
@@ -153,7 +153,7 @@ def stream(
     settings = Settings(endpoint, overlay, size, fps, least, bundle.spec.joints())
     refining = _refining(bundle, refine_path, _dial(refine_path, refine_policy, budget_ms, least))
     with contextlib.ExitStack() as stack:
-        outlet = stack.enter_context(_outlet(poses_target))
+        outlet = stack.enter_context(outlet_of(poses_target))
         on_line = outlet.put if outlet else _nowhere
         means = _Means(precision or BEST, device)
         running = Stream(settings, source, lambda: _estimator(bundle, means, refining), on_line)
@@ -163,23 +163,14 @@ def stream(
     done = refining.done.figures() if refining else None
     summary = replace(running.summary(outlet.dropped if outlet else 0), refined=done)
     text = json.dumps(summary.as_dict()) if as_json else summary.sentence()
-    _say(text, err=poses_target == STDOUT)
-
-
-def _say(text: str, err: bool) -> None:
-    """To whoever reads it: that nobody does is no fault of the stream."""
-    try:
-        click.echo(text, err=err)
-    except BrokenPipeError:
-        # Python writes at its end what could not be written here, and would end with 120.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.stderr if err else sys.stdout).fileno())
+    say(text, err=poses_target == STDOUT)
 
 
 def _run(running: Stream, endpoint: Endpoint, duration: float | None) -> None:
     # A reader of `--poses -` that has seen enough (`| head`) is a way to end it.
     with contextlib.suppress(BrokenPipeError), running:
         if not running.is_done:
-            _say(f"serving; look at it with: ffplay {_viewer_url(running.url, endpoint)}", err=True)
+            say(f"serving; look at it with: ffplay {_viewer_url(running.url, endpoint)}", err=True)
         running.wait(duration)
 
 
@@ -269,20 +260,6 @@ def _estimator(bundle: Bundle, means: _Means, refining: _Refining | None) -> Ite
             return refined.poses
 
         yield estimate
-
-
-@contextlib.contextmanager
-def _outlet(target: str | None) -> Iterator[LineOutlet | None]:
-    if not target:
-        yield None
-        return
-    outlet = LineOutlet(target)
-    try:
-        yield outlet
-    finally:
-        outlet.close()
-    if outlet.error and not isinstance(outlet.error, BrokenPipeError):  # which `_run` takes for an end
-        raise outlet.error
 
 
 def _nowhere(_line: str) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import math
 import threading
 import time
+from collections import deque
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,39 +96,47 @@ def read_rtsp(url: str, frames: int, timeout_s: float = 20.0) -> list[ReceivedFr
 
     Raises HardwareError when the stream cannot be read, or not so many come within `timeout_s`.
     """
-    reader = _Reader(url)
+    with contextlib.closing(watch_rtsp(url, timeout_s, time.monotonic() + timeout_s)) as coming:
+        return list(itertools.islice(coming, frames))
+
+
+def watch_rtsp(
+    url: str, patience_s: float = 20.0, end_s: float = math.inf, stop: Callable[[], bool] = lambda: False
+) -> Generator[ReceivedFrame, None, None]:
+    """Pictures with their poses as they come, until `stop`; close it to leave the session.
+
+    A picture whose poses are not there yet waits for them, a second at most. Raises HardwareError when the
+    stream cannot be read or ends, no picture comes for `patience_s`, or `end_s` (monotonic) is over.
+    """
+    reader, pixels = _Reader(url), Pixels()
+    waiting: deque[tuple[int, U8, int, float]] = deque()  # RTP timestamp, picture, when: UTC ns, monotonic s
+    messages: Recent[int, dict[str, Any]] = Recent(_TRACKED)
+    count, last_s = 0, time.monotonic()
     try:
-        return _read(reader, url, frames, time.monotonic() + timeout_s)
+        while not stop():
+            if sample := reader.frames.try_pull_sample(round(_POLL_S * 1e9)):
+                timestamp = reader.timestamp("video", sample)
+                if timestamp is not None:
+                    count, last_s = count + 1, time.monotonic()
+                    waiting.append((timestamp, pixels(sample), time.time_ns(), last_s))
+            _read_message(reader, url, messages)
+            while waiting and (messages.get(waiting[0][0]) or time.monotonic() - waiting[0][3] > _GRACE_S):
+                timestamp, image, when_ns, _ = waiting.popleft()
+                yield ReceivedFrame(image, timestamp, when_ns, messages.pop(timestamp))
+            _check(reader, url, f"{count} pictures came", min(end_s, last_s + patience_s))
     finally:
         reader.close()
 
 
-def _read(reader: _Reader, url: str, frames: int, end_s: float) -> list[ReceivedFrame]:
-    pictures: list[tuple[int, U8, int]] = []
-    messages: dict[int, dict[str, Any]] = {}
-    pixels = Pixels()
-    while len(pictures) < frames:
-        if sample := reader.frames.try_pull_sample(round(_POLL_S * 1e9)):
-            timestamp = reader.timestamp("video", sample)
-            if timestamp is not None:
-                pictures.append((timestamp, pixels(sample), time.time_ns()))
-        _read_message(reader, url, messages, 0.0)
-        _check(reader, url, f"{len(pictures)} of {frames} pictures came", end_s)
-    grace_s = min(end_s, time.monotonic() + _GRACE_S)
-    while time.monotonic() < grace_s and any(timestamp not in messages for timestamp, _, _ in pictures):
-        _read_message(reader, url, messages, _POLL_S)
-    return [ReceivedFrame(image, t, when, messages.get(t)) for t, image, when in pictures]
-
-
-def _read_message(reader: _Reader, url: str, messages: dict[int, dict[str, Any]], wait_s: float) -> None:
-    if sample := reader.poses.try_pull_sample(round(wait_s * 1e9)):
+def _read_message(reader: _Reader, url: str, messages: Recent[int, dict[str, Any]]) -> None:
+    while sample := reader.poses.try_pull_sample(0):
         timestamp = reader.timestamp("data", sample)
         try:
             message = json.loads(klv.decode(gst.bytes_of(sample.get_buffer())))
         except ValueError as error:
             raise HardwareError(f"{redacted(url)}: its data are no poses ({error})") from error
         if timestamp is not None and message["people"] is not None:
-            messages[timestamp] = message
+            messages.put(timestamp, message)
 
 
 def _check(reader: _Reader, url: str, progress: str, end_s: float) -> None:

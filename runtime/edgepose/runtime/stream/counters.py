@@ -124,6 +124,57 @@ class Tally:
         return 0.0 if self.first_ns is None else max(0, self.last_ns - self.first_ns) / 1e9
 
 
+class Watched:
+    """What a reader of a stream got. For one thread."""
+
+    def __init__(self) -> None:
+        self.pictures = 0
+        self.with_poses = 0  # of them: the network may be slower than the camera
+        self.no_signal = 0  # of them
+        self.people = 0
+        self._first_ns: int | None = None  # when the first picture came, UTC, and the last
+        self._last_ns = 0
+        self._ms = Latencies()  # capture -> here, by both machines' clocks
+
+    def add(self, received_ns: int, message: dict[str, Any] | None) -> None:
+        """Count a picture that came at this time, with its pose line if it has one."""
+        self.pictures += 1
+        self._first_ns = received_ns if self._first_ns is None else self._first_ns
+        self._last_ns = received_ns
+        if message is not None:
+            self.with_poses += 1
+            self.no_signal += message.get("signal") is False
+            self.people += len(message["people"])
+            self._ms.add((received_ns - message["t_ns"]) / 1e6)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        seconds = (self._last_ns - (self._first_ns or self._last_ns)) / 1e9
+        return _rounded(
+            {
+                "pictures": self.pictures,
+                "with_poses": self.with_poses,
+                "no_signal": self.no_signal,
+                "people": self.people,
+                "seconds": seconds,
+                "fps": (self.pictures - 1) / seconds if seconds > 0 else None,
+                "latency_p50_ms": self._ms.percentile(50),
+                "latency_p95_ms": self._ms.percentile(95),
+            }
+        )
+
+    def sentence(self) -> str:
+        """For people, one line."""
+        known = self.as_dict()
+        rate = "" if known["fps"] is None else f" in {known['seconds']:.1f} s ({known['fps']:.1f}/s)"
+        quiet = f", {self.no_signal} of no signal" if self.no_signal else ""
+        late = _pair(known["latency_p50_ms"], known["latency_p95_ms"])
+        return (
+            f"{self.pictures} pictures{rate}, {self.with_poses} with poses{quiet}; {self.people} people; "
+            f"capture to here p50/p95 ms: {late}"
+        )
+
+
 class Refinements:
     """Counts of a cascade's frames; the network's thread writes."""
 

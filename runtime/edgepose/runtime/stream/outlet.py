@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
+
+import click
 
 from edgepose.runtime.errors import EdgeposeError
 
@@ -97,3 +101,30 @@ def _create(target: str) -> int:
 def _write_all(file: int, data: bytes) -> None:
     while data:
         data = data[os.write(file, data) :]
+
+
+@contextlib.contextmanager
+def outlet_of(target: str | None) -> Iterator[LineOutlet | None]:
+    """What `--poses` names, while the block lasts; None for nothing.
+
+    Raises the OSError that stopped the writing, but for a reader of `| head` that has seen enough.
+    """
+    if not target:
+        yield None
+        return
+    outlet = LineOutlet(target)
+    try:
+        yield outlet
+    finally:
+        outlet.close()
+    if outlet.error and not isinstance(outlet.error, BrokenPipeError):
+        raise outlet.error
+
+
+def say(text: str, err: bool) -> None:
+    """To whoever reads it: that nobody does is no fault of the stream."""
+    try:
+        click.echo(text, err=err)
+    except BrokenPipeError:
+        # Python writes at its end what could not be written here, and would end with 120.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.stderr if err else sys.stdout).fileno())
