@@ -66,6 +66,32 @@ def test_other_layouts_are_converted_on_the_way_and_these_are_not() -> None:
         assert f"format=(string){layout}" in caps
 
 
+@pytest.mark.parametrize("layout", ["I420", "NV12", "BGR"])
+def test_rows_lie_where_their_buffer_says(layout: str) -> None:
+    """Some elements leave room after each row and plane, and say so by a GstVideoMeta."""
+    Gst, GstVideo = gst.namespace("Gst"), gst.namespace("GstVideo")
+    plain = sample_of(f"pattern=checkers-8 ! video/x-raw,format={layout},width=34,height=22")
+    sides = {"I420": [(34, 22), (17, 11), (17, 11)], "NV12": [(34, 22), (34, 11)], "BGR": [(102, 22)]}[layout]
+    usual = {"I420": [36, 20, 20], "NV12": [36, 36], "BGR": [104]}[layout]
+    given, spread, offsets, at = gst.bytes_of(plain.get_buffer()), b"\xaa" * 7, [], 0
+    for (columns, rows), pitch in zip(sides, usual, strict=True):
+        offsets.append(len(spread))
+        for row in range(rows):
+            spread += given[at + row * pitch :][:columns].ljust(128, b"\xaa")
+        at += pitch * rows
+    buffer = Gst.Buffer.new_wrapped(spread)
+    format_ = getattr(GstVideo.VideoFormat, layout)
+    more = [0] * (4 - len(sides))
+    GstVideo.buffer_add_video_meta_full(
+        buffer, GstVideo.VideoFrameFlags.NONE, format_, 34, 22, len(sides), offsets + more,
+        [128] * len(sides) + more,
+    )  # fmt: skip
+    padded = Gst.Sample.new(buffer, plain.get_caps(), None, None)
+    pixels = Pixels()
+    for sample in (plain, padded, plain):
+        assert np.array_equal(pixels(sample), Pixels()(plain))
+
+
 @pytest.mark.parametrize(
     ("said", "height", "colours"),
     [

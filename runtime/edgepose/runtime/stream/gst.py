@@ -127,19 +127,13 @@ def _stride(width: int) -> int:
     return (3 * width + 3) // 4 * 4  # GStreamer rounds the rows of packed formats up to 4 bytes
 
 
-def packed(data: U8, size: tuple[int, int]) -> U8:
-    """The bytes of a BGR picture of `size` (width, height) as (H, W, 3), without a copy."""
-    width, height = size
-    rows = data[: height * _stride(width)].reshape(height, _stride(width))
-    return rows[:, : 3 * width].reshape(height, width, 3)
-
-
 def buffer_of(image: U8) -> Any:
     """A new GstBuffer with an (H, W, 3) BGR picture."""
     height, width = image.shape[:2]
     buffer = namespace("Gst").Buffer.new_allocate(None, height * _stride(width), None)
     with mapped(buffer, write=True) as data:
-        packed(data, (width, height))[:] = image
+        rows = data[: height * _stride(width)].reshape(height, _stride(width))
+        rows[:, : 3 * width] = image.reshape(height, 3 * width)
     return buffer
 
 

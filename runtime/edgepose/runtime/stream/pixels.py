@@ -19,59 +19,83 @@ _MATRICES = {"3": "bt709", "4": "bt601", "5": "bt709", "6": "bt2020"}  # of GstV
 _FULL_RANGE = "1"  # of GstVideoColorRange
 
 
+Planes = tuple[tuple[int, int], ...]  # where each begins, and from row to row: bytes
+
+
 class Pixels:
     """One sink's samples to pictures; for one thread."""
 
     def __init__(self) -> None:
-        self._caps = ""
+        self._kind: tuple[str, Planes] = ("", ())
         self._read: Callable[[U8], U8] = np.copy
 
     def __call__(self, sample: Any) -> U8:
         """A new (H, W, 3) BGR picture."""
-        caps = sample.get_caps().to_string()
-        if caps != self._caps:  # seldom: a camera that turns, or begins again
-            self._caps, self._read = caps, _reader(caps)
-        with gst.mapped(sample.get_buffer()) as data:
+        buffer = sample.get_buffer()
+        kind = sample.get_caps().to_string(), _planes_of(buffer)
+        if kind != self._kind:  # seldom: a camera that turns, or begins again
+            self._kind, self._read = kind, _reader(*kind)
+        with gst.mapped(buffer) as data:
             return self._read(data)
 
 
-def _reader(caps: str) -> Callable[[U8], U8]:
+def _planes_of(buffer: Any) -> Planes:
+    """Where an element says that the planes lie; empty where they lie as usual."""
+    meta = gst.namespace("GstVideo").buffer_get_video_meta(buffer)
+    if meta is None:
+        return ()
+    return tuple(zip(list(meta.offset)[: meta.n_planes], list(meta.stride)[: meta.n_planes], strict=True))
+
+
+def _reader(caps: str, said: Planes) -> Callable[[U8], U8]:
     structure = gst.namespace("Gst").Structure.new_from_string(caps)
-    size = structure.get_int("width")[1], structure.get_int("height")[1]
     layout = structure.get_string("format")
+    size = structure.get_int("width")[1], structure.get_int("height")[1]
+    planes = said or _usual(layout, size)
     if layout == "BGR":
-        return lambda data: gst.packed(data, size).copy()
-    return _planar(layout, size, colours_of(structure.get_string("colorimetry"), size[1]))
+        ((start, pitch),) = planes
+        shape, strides = (size[1], size[0], 3), (pitch, 3, 1)
+        return lambda data: np.ndarray(shape, np.uint8, data, start, strides).copy()
+    return _planar(planes, size, colours_of(structure.get_string("colorimetry"), size[1]))
 
 
-def _planar(layout: str, size: tuple[int, int], colours: Colours) -> Callable[[U8], U8]:
-    """Of GStreamer's own layout: one plane after the other, of even sides, rows of a multiple of 4 bytes."""
-    width, height = (side + side % 2 for side in size)
-    pitch, small = _pitch(width), _pitch(width // 2)
-    end = pitch * height  # of luma
-    convert = ToBgr((width, height), colours)
-
-    def read(data: U8) -> U8:
-        luma = _plane(data, 0, (height, pitch))[:, :width]
-        if layout == "NV12":
-            pair = _plane(data, end, (height // 2, pitch))[:, :width]
-            image = convert(luma, pair.reshape(height // 2, width // 2, 2))
-        else:
-            starts = (end, end + small * height // 2)
-            blue, red = (_plane(data, start, (height // 2, small))[:, : width // 2] for start in starts)
-            image = convert(luma, blue, red)
-        return np.ascontiguousarray(image[: size[1], : size[0]])
-
-    return read
+def _usual(layout: str, size: tuple[int, int]) -> Planes:
+    """GStreamer's own layout: planes of even sides one after the other, rows of a multiple of 4 bytes."""
+    if layout == "BGR":
+        return ((0, _pitch(3 * size[0])),)
+    width, height = _even(size)
+    luma, small = _pitch(width), _pitch(width // 2)
+    end = luma * height
+    if layout == "NV12":
+        return (0, luma), (end, luma)
+    return (0, luma), (end, small), (end + small * height // 2, small)
 
 
 def _pitch(columns: int) -> int:
     return (columns + 3) // 4 * 4
 
 
-def _plane(data: U8, start: int, shape: tuple[int, int]) -> U8:
-    """Rows and bytes a row."""
-    return data[start : start + shape[0] * shape[1]].reshape(shape)
+def _even(size: tuple[int, int]) -> tuple[int, int]:
+    return size[0] + size[0] % 2, size[1] + size[1] % 2
+
+
+def _planar(planes: Planes, size: tuple[int, int], colours: Colours) -> Callable[[U8], U8]:
+    """Of I420, which has three planes, and NV12, which has two."""
+    width, height = _even(size)
+    shape = (height // 2, width // 2)
+    convert = ToBgr((width, height), colours)
+
+    def read(data: U8) -> U8:
+        (start, pitch), *rest = planes
+        luma = np.ndarray((height, width), np.uint8, data, start, (pitch, 1))
+        if len(rest) == 1:
+            ((start, pitch),) = rest
+            chroma = [np.ndarray((*shape, 2), np.uint8, data, start, (pitch, 2, 1))]
+        else:
+            chroma = [np.ndarray(shape, np.uint8, data, start, (pitch, 1)) for start, pitch in rest]
+        return np.ascontiguousarray(convert(luma, *chroma)[: size[1], : size[0]])
+
+    return read
 
 
 def colours_of(colorimetry: str | None, height: int) -> Colours:
