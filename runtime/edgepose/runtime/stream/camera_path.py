@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from edgepose.runtime.colours import Colours, from_bgr
+from edgepose.runtime.colours import Colours
 from edgepose.runtime.errors import EdgeposeError, HardwareError
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.stream import gst
 from edgepose.runtime.stream.capture import DECODE, converter
 from edgepose.runtime.stream.grammar import SMALLEST
-from edgepose.runtime.stream.pixels import Pixels
+from edgepose.runtime.stream.pixels import Pixels, buffer_of
 
 EXAMPLES = "nv12, mjpeg:85 or h264:28"
 BLOCK = 16  # pixels of a side of what codecs cut pictures into
@@ -92,9 +92,7 @@ class CameraPath:
         sensor, frames = pipeline.get_by_name("sensor"), pipeline.get_by_name("frames")
         try:
             pipeline.set_state(gst.namespace("Gst").State.PLAYING)
-            # Not by GStreamer's videoconvert, which makes every picture darker by half a level.
-            planes = from_bgr(framed, Colours(full_range=self.full_range))
-            buffer = gst.namespace("Gst").Buffer.new_wrapped(b"".join(plane.tobytes() for plane in planes))
+            buffer = buffer_of(framed, Colours(full_range=self.full_range))
             buffer.pts = 0
             sensor.push_buffer(buffer)
             sensor.emit("end-of-stream")

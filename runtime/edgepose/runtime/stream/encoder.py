@@ -16,6 +16,7 @@ from typing import Any
 from edgepose.runtime.errors import SOURCE, HardwareError, MissingLibrary
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.stream import gst
+from edgepose.runtime.stream.pixels import I420, buffer_of
 
 log = logging.getLogger(__name__)
 _PROBE_S = 10.0
@@ -27,7 +28,10 @@ _H264 = "video/x-h264,stream-format=byte-stream,alignment=au"
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """One encoder. `description` has the fields {bitrate} (bit/s), {kilobits} (kbit/s) and {gop} (frames)."""
+    """One encoder of `I420`, which all of them take, NVIDIA's converter too: that knows no BGR.
+
+    `description` has the fields {bitrate} (bit/s), {kilobits} (kbit/s) and {gop} (frames).
+    """
 
     element: str
     hardware: bool
@@ -45,13 +49,13 @@ CODECS = (
     Codec(
         "x264enc",
         False,
-        "videoconvert ! video/x-raw,format=I420 ! x264enc tune=zerolatency speed-preset=ultrafast "
+        "x264enc tune=zerolatency speed-preset=ultrafast "
         f"bitrate={{kilobits}} key-int-max={{gop}} threads=1 byte-stream=true ! {_H264},profile=baseline",
     ),
     Codec(
         "openh264enc",
         False,
-        "videoconvert ! video/x-raw,format=I420 ! openh264enc bitrate={bitrate} gop-size={gop} "
+        "openh264enc bitrate={bitrate} gop-size={gop} "
         f"complexity=low usage-type=camera ! {_H264} ! h264parse",
     ),
 )
@@ -80,7 +84,7 @@ def works(codec: Codec) -> bool:
     """Whether five frames come through, tried in this process."""
     Gst = gst.namespace("Gst")
     pipeline = gst.launch(
-        "videotestsrc num-buffers=5 ! video/x-raw,width=320,height=240,framerate=30/1 ! "
+        f"videotestsrc num-buffers=5 ! {I420},width=320,height=240,framerate=30/1 ! "
         f"{description(codec, 500_000, 30)} ! fakesink sync=false"
     )
     pipeline.set_state(Gst.State.PLAYING)
@@ -135,10 +139,10 @@ class Encoder:
         self._offered_s: float | None = None  # since when a frame waits to be taken, monotonic
         size = f"width={picture.width},height={picture.height}"
         # block=true at one frame: an encoder that is too slow holds up its feeder, whose mailbox drops.
-        frame_bytes = 3 * picture.width * picture.height
+        frame_bytes = picture.width * picture.height * 3 // 2
         self._pipeline = gst.launch(
             f"appsrc name=frames is-live=true format=time block=true max-bytes={frame_bytes} "
-            f"caps=video/x-raw,format=BGR,{size},framerate={picture.fps}/1 ! queue max-size-buffers=1 ! "
+            f"caps={I420},{size},framerate={picture.fps}/1 ! queue max-size-buffers=1 ! "
             f"{description(codec, picture.bitrate(), 2 * picture.fps)} ! "
             "appsink name=units sync=false max-buffers=60 drop=true"
         )
@@ -150,7 +154,7 @@ class Encoder:
 
     def push(self, image: U8, clock_ns: int) -> bool:
         """Encode a (H, W, 3) BGR frame captured at `clock_ns`; False when it is not newer than the last."""
-        buffer = gst.buffer_of(image)
+        buffer = buffer_of(image)
         with self._lock:
             if clock_ns <= self._last_ns:
                 return False

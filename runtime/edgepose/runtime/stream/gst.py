@@ -123,20 +123,6 @@ def bytes_of(buffer: Any) -> bytes:
         return data.tobytes()
 
 
-def _stride(width: int) -> int:
-    return (3 * width + 3) // 4 * 4  # GStreamer rounds the rows of packed formats up to 4 bytes
-
-
-def buffer_of(image: U8) -> Any:
-    """A new GstBuffer with an (H, W, 3) BGR picture."""
-    height, width = image.shape[:2]
-    buffer = namespace("Gst").Buffer.new_allocate(None, height * _stride(width), None)
-    with mapped(buffer, write=True) as data:
-        rows = data[: height * _stride(width)].reshape(height, _stride(width))
-        rows[:, : 3 * width] = image.reshape(height, 3 * width)
-    return buffer
-
-
 def _structure(sample: Any) -> Any:
     # From text: get_structure() of 1.26 returns a wrapper without get_value.
     return namespace("Gst").Structure.new_from_string(sample.get_caps().to_string())

@@ -1,4 +1,4 @@
-"""The pictures of a GStreamer sink as BGR: what decoders give is taken as it is, and converted here."""
+"""Pictures out of GStreamer and into it: decoders and encoders get their own layouts, converted here."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from edgepose.runtime.colours import Colours, ToBgr
+from edgepose.runtime.colours import Colours, ToBgr, from_bgr
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.stream import gst
 
 # For the end of a pipeline, behind a videoconvert, which does nothing where one of these comes in.
 CAPS = "video/x-raw,format=(string){I420,NV12,BGR}"
+I420 = "video/x-raw,format=I420,colorimetry=bt601"  # what `buffer_of` makes of a picture, but for its size
 _TALLEST_SD = 576  # pixels: above, colours are BT.709 where nobody says otherwise, as for GStreamer
 _NAMED = {"bt601": "2:4", "bt709": "2:3", "smpte240m": "2:5", "bt2020": "2:6"}  # range : matrix
 _MATRICES = {"3": "bt709", "4": "bt601", "5": "bt709", "6": "bt2020"}  # of GstVideoColorMatrix
@@ -37,6 +38,18 @@ class Pixels:
             self._kind, self._read = kind, _reader(*kind)
         with gst.mapped(buffer) as data:
             return self._read(data)
+
+
+def buffer_of(image: U8, colours: Colours = Colours()) -> Any:  # noqa: B008  it is frozen
+    """A new GstBuffer with a (H, W, 3) BGR picture of even sides as I420."""
+    height, width = image.shape[:2]
+    places = _usual("I420", (width, height))
+    start, pitch = places[-1]
+    buffer = gst.namespace("Gst").Buffer.new_allocate(None, start + pitch * height // 2, None)
+    with gst.mapped(buffer, write=True) as data:
+        for plane, (start, pitch) in zip(from_bgr(image, colours), places, strict=True):
+            np.ndarray(plane.shape, np.uint8, data, start, (pitch, 1))[:] = plane
+    return buffer
 
 
 def _planes_of(buffer: Any) -> Planes:
