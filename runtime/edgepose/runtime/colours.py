@@ -65,7 +65,7 @@ class ToBgr:
             luma = np.asarray(cv2.LUT(luma, self._levels, self._luma), np.uint8)
         b, r, rest = self._change[2]
         if b or r:
-            cv2.addWeighted(blue, b, red, r, rest + 128, more)  # of luma: -34 to 34, so that 8 bits hold it
+            cv2.addWeighted(blue, b, red, r, rest + 128, more)  # of luma: -33 to 33, so that 8 bits hold it
             cv2.resize(more, self._size, self._more, interpolation=cv2.INTER_NEAREST)
             cv2.addWeighted(luma, 1, self._more, 1, -128, self._luma)
             luma = self._luma
