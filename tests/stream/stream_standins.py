@@ -12,9 +12,12 @@ import numpy as np
 from edgepose.runtime.poses import Poses, boxes_of
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.stream.encoder import Codec
+from edgepose.runtime.stream.session import Input
+from edgepose.runtime.stream.source import Feeder
 
 # An encoder that waits a minute with each frame, and says nothing.
 HANGING = Codec("identity", False, "identity sync=true ts-offset=60000000000")
+FPS = 25
 BITS, CELL = 16, 16  # the frame's number as squares in the top row, coarse enough for H.264
 
 
@@ -27,6 +30,11 @@ def numbered(index: int, size: tuple[int, int] = (320, 240)) -> U8:
     x, y = truth(index).keypoints[0, 0]
     cv2.circle(image, (int(x), int(y)), 20, (40, 40, 220), -1)
     return image
+
+
+def feeder(count: int | None = None) -> Input:
+    """Numbered pictures in real time, `count` of them or without end."""
+    return Input("numbered", lambda: Feeder("numbered", numbered, FPS, count), once=count is not None)
 
 
 def number_of(image: U8) -> int:

@@ -55,6 +55,24 @@ def test_every_pixel_is_where_it_belongs(layout: str, size: tuple[int, int]) -> 
     assert np.abs(image.astype(int) - packed).max() <= 4
 
 
+@pytest.mark.parametrize("width", [32, 33, 34, 35])
+def test_bgr_survives_the_way_through_a_pipeline(width: int) -> None:
+    """Rows are padded to 4 bytes by GStreamer: for every remainder of the width."""
+    Gst = gst.namespace("Gst")
+    image = np.random.default_rng(width).integers(0, 256, (20, width, 3), np.uint8)
+    padded = np.pad(image.reshape(20, 3 * width), ((0, 0), (0, -3 * width % 4)))
+    pipeline = gst.launch(
+        f"appsrc name=a caps=video/x-raw,format=BGR,width={width},height=20,framerate=1/1 format=time ! "
+        f"videoconvert ! video/x-raw,format=RGBx ! videoconvert ! {CAPS} ! appsink name=b sync=false"
+    )
+    pipeline.set_state(Gst.State.PLAYING)
+    pipeline.get_by_name("a").push_buffer(Gst.Buffer.new_wrapped(padded.tobytes()))
+    sample = pipeline.get_by_name("b").try_pull_sample(5 * Gst.SECOND)
+    assert (gst.size_of(sample), gst.rate_of(sample)) == ((width, 20), 1)
+    np.testing.assert_array_equal(Pixels()(sample), image)
+    pipeline.set_state(Gst.State.NULL)
+
+
 @pytest.mark.parametrize("size", [(32, 20), (34, 22), (322, 242)], ids=str)
 def test_a_picture_survives_the_way_into_a_pipeline_and_out(size: tuple[int, int]) -> None:
     """Rows are padded to 4 bytes by GStreamer: for each remainder of a width and its half."""

@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from stream_standins import HANGING, knowing, number_of, numbered, truth
+from stream_standins import FPS, HANGING, feeder, knowing, number_of, numbered, truth
 
 from edgepose.runtime.errors import EdgeposeError, HardwareError
 from edgepose.runtime.poses import Poses
@@ -35,16 +35,11 @@ from edgepose.runtime.stream.supervise import Patience
 
 pytest.importorskip("gi", reason="GStreamer's Python bindings come from the distribution (python3-gi)")
 
-FPS = 25
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
 
 
 def settings(overlay: str = "none", rtsp: str = ":0/pose", **more: object) -> Settings:
     return Settings(parse_endpoint(rtsp), overlay, **more)  # type: ignore[arg-type]
-
-
-def feeder(count: int | None = None) -> Input:
-    return Input("numbered", lambda: Feeder("numbered", numbered, FPS, count), once=count is not None)
 
 
 def free_port() -> int:

@@ -14,24 +14,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from stream_standins import knowing, number_of, numbered, truth
+from stream_standins import FPS, feeder, knowing, number_of, truth
 
 from edgepose.runtime.cli import guarded
 from edgepose.runtime.stream.counters import Watched
 from edgepose.runtime.stream.grammar import parse_endpoint
 from edgepose.runtime.stream.lines import people_of
-from edgepose.runtime.stream.session import Input, Settings, Stream
-from edgepose.runtime.stream.source import Feeder
+from edgepose.runtime.stream.session import Settings, Stream
 from edgepose.runtime.verb_watch import watch
 
 pytest.importorskip("gi", reason="GStreamer's Python bindings come from the distribution (python3-gi)")
 
-FPS = 25
 
-
-def serving(overlay: str = "none", count: int | None = None) -> Stream:
-    source = Input("numbered", lambda: Feeder("numbered", numbered, FPS, count), once=count is not None)
-    return Stream(Settings(parse_endpoint(":0/pose", None), overlay), source, knowing())
+def serving(count: int | None = None) -> Stream:
+    return Stream(Settings(parse_endpoint(":0/pose"), "none"), feeder(count), knowing())
 
 
 def run(*arguments: object) -> int:

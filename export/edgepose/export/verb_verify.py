@@ -54,52 +54,19 @@ class Usual:
         return cls(data, ledger.data.get("boxes"), ledger.baseline.score.min_height_px)
 
 
+def _gate(name: str, default: float | None, text: str, most: float | None = 100) -> Callable[..., Any]:
+    kind = FiniteRange(0, most)
+    return click.option(name, type=kind, default=default, show_default=True, help=f"Gate: {text}.")
+
+
 GATES = (
-    click.option(
-        "--max-ap-loss",
-        type=FiniteRange(0, 100),
-        default=1.0,
-        show_default=True,
-        help="Gate: points of AP that may be lost to FP32.",
-    ),
-    click.option(
-        "--max-drift",
-        type=FiniteRange(0),
-        default=1.0,
-        show_default=True,
-        help="Gate: median keypoint drift, pixels of the input.",
-    ),
-    click.option(
-        "--max-duplicates",
-        type=FiniteRange(0),
-        default=1.0,
-        show_default=True,
-        help="Gate: more duplicates than FP32 has, in % of the people.",
-    ),
-    click.option(
-        "--min-region-overlap",
-        type=FiniteRange(0),
-        default=90.0,
-        show_default=True,
-        help="Gate: % of the regions seen sharp that must be FP32's.",
-    ),
-    click.option(
-        "--max-refined-shift",
-        type=FiniteRange(0, 100),
-        default=5.0,
-        show_default=True,
-        help="Gate: points that the share of people looked at again may differ from FP32's.",
-    ),
-    click.option(
-        "--min-ap", type=FiniteRange(0, 100), help="Gate: points of AP that the FP32 model itself must reach."
-    ),
-    click.option(
-        "--max-camera-loss",
-        type=FiniteRange(0, 100),
-        default=5.0,
-        show_default=True,
-        help="Gate: points of AP that may be lost to FP32 behind a --camera.",
-    ),
+    _gate("--max-ap-loss", 1.0, "points of AP that may be lost to FP32"),
+    _gate("--max-drift", 1.0, "median keypoint drift, pixels of the input", most=None),
+    _gate("--max-duplicates", 1.0, "more duplicates than FP32 has, in % of the people", most=None),
+    _gate("--min-region-overlap", 90.0, "% of the regions seen sharp that must be FP32's", most=None),
+    _gate("--max-refined-shift", 5.0, "points that the share of people looked at again may be off FP32's"),
+    _gate("--min-ap", None, "points of AP that the FP32 model itself must reach"),
+    _gate("--max-camera-loss", 5.0, "points of AP that may be lost to FP32 behind a --camera"),
 )
 
 
@@ -251,18 +218,30 @@ def verify(
         return
     if against is not None:
         ledger = held_against(opened, Bundle.open(against), shown, gates, least_px, threads)
-        _show(ledger, opened.spec, as_json, per_joint)
-        _require_passed(ledger.verdict())
-        return
+    else:
+        ledger = _against_torch(opened, (weights, compressed), shown, gates, least_px, threads, paths)
+    # First what was measured: the bundle may be where nothing can be written.
+    _show(ledger, opened.spec, as_json, per_joint)
+    if against is None:
+        with_ledger(opened, ledger)
+    _require_passed(ledger.verdict())
+
+
+def _against_torch(
+    bundle: Bundle,
+    files: tuple[Path | None, Path | None],
+    shown: Shown,
+    gates: Gates,
+    min_height: float,
+    threads: int,
+    cameras: Sequence[CameraPath],
+) -> Ledger:
+    """`verification.against_torch`, which needs torch; `files`: weights, and what `compress` wrote."""
     from edgepose.export.verification import Sources, against_torch
     from edgepose.training.models import shipped_weights
 
-    sources = Sources(opened, weights or shipped_weights(opened.spec.model), compressed, threads)
-    ledger = against_torch(sources, shown, gates, least_px, paths)
-    # First what was measured: the bundle may be where nothing can be written.
-    _show(ledger, opened.spec, as_json, per_joint)
-    with_ledger(opened, ledger)
-    _require_passed(ledger.verdict())
+    sources = Sources(bundle, files[0] or shipped_weights(bundle.spec.model), files[1], threads)
+    return against_torch(sources, shown, gates, min_height, cameras)
 
 
 def _require_of_use(on_board: bool) -> None:

@@ -1,4 +1,4 @@
-"""Y'CbCr with one colour for four pixels, as cameras and decoders give it, to BGR."""
+"""Y'CbCr with one colour for four pixels, as cameras and decoders give it, to BGR and back."""
 
 from __future__ import annotations
 

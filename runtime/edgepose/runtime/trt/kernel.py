@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgepose.runtime.colours import LUMA
+from edgepose.runtime.colours import LUMA, Colours
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.preprocess import Letterbox, pad_colour
 from edgepose.runtime.spec import Spec
@@ -49,10 +49,9 @@ class Source:
         """Luma's offset and gain; red of V, green of U and of V, blue of U; on values 0..255."""
         red, blue = LUMA[self.matrix]
         green = 1 - red - blue
-        gain, chroma = (1.0, 1.0) if self.full_range else (255 / 219, 255 / 224)
-        red_v, blue_u = 2 * (1 - red) * chroma, 2 * (1 - blue) * chroma
-        offset = 0.0 if self.full_range else 16.0
-        return offset, gain, red_v, blue_u * blue / green, red_v * red / green, blue_u
+        offset, luma, chroma = Colours(self.matrix, self.full_range).span
+        red_v, blue_u = 2 * (1 - red) * 255 / chroma, 2 * (1 - blue) * 255 / chroma
+        return offset, 255 / luma, red_v, blue_u * blue / green, red_v * red / green, blue_u
 
 
 def blocks(spec: Spec, count: int) -> tuple[int, int, int]:
