@@ -12,7 +12,8 @@ PACKAGES="python3-venv python3-gi python3-gst-1.0 gir1.2-gst-plugins-base-1.0 gi
  gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav"
 GROUP=
 if [ "${1:-}" = test ]; then
-    PACKAGES="$PACKAGES ffmpeg g++"   # a second RTSP client; what builds the kernel and the driver for the stand-in
+    # A second RTSP client; what builds the kernel and the driver for the stand-in; how boards are reached.
+    PACKAGES="$PACKAGES ffmpeg g++ openssh-client"
     GROUP="--group dev"
 fi
 

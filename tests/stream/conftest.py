@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,6 +15,9 @@ from edgepose.runtime.bundle import publish
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown.gauge import FILE
 from edgepose.runtime.topdown.twostage import CONTEXT, GRAPHS
+
+if TYPE_CHECKING:
+    from deploy_standins import Board
 
 sys.path.insert(0, str(Path(__file__).parent))  # for stream_standins: pytest's importlib mode adds no folder
 
@@ -93,3 +98,17 @@ def published(
         for view in ("fp32", "int8.ort"):
             onnx.save(model, content / f"{name}.{view}.onnx")
     return publish(content, folder / "still.edgepose", spec, {}).path
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
+    """This machine as a board: its own folders, and a systemd that is the stand-in."""
+    from deploy_standins import Board
+
+    found = Board(tmp_path / "board")
+    (found.folder / "systemd").mkdir(parents=True)
+    for name, value in found.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("EDGEPOSE_STREAM_USER", raising=False)
+    yield found
+    found.end()

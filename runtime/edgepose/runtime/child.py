@@ -44,7 +44,7 @@ def waited_for(command: Sequence[str]) -> tuple[int, str]:
 
     Raises KeyboardInterrupt when the command has ended after Ctrl-C or SIGTERM.
     """
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, _left_to(process) as came:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, left_to(process) as came:
         output, _ = process.communicate()
     if came:
         raise KeyboardInterrupt
@@ -52,7 +52,7 @@ def waited_for(command: Sequence[str]) -> tuple[int, str]:
 
 
 @contextmanager
-def _left_to(process: subprocess.Popen[str]) -> Iterator[list[int]]:
+def left_to(process: subprocess.Popen[str]) -> Iterator[list[int]]:
     """The signals that come inside: Ctrl-C, which the process hears as we do; SIGTERM, which it is sent."""
     came: list[int] = []
 

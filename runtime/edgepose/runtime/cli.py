@@ -49,6 +49,9 @@ VERBS = {
         "edgepose.export.verb_dial:dial", "Measure what refining people with a second model brings."
     ),
     "stream": Verb("edgepose.runtime.verb_stream:stream", "Serve a source with its poses over RTSP."),
+    "deploy": Verb(
+        "edgepose.runtime.verb_deploy:deploy", "Take a bundle live on boards: proven there, or taken back."
+    ),
     "watch": Verb("edgepose.runtime.verb_watch:watch", "Read a stream: its poses, its pictures, how late."),
 }
 

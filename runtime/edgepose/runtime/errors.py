@@ -59,6 +59,7 @@ SOURCE = {
     "tensorboard": _WORKSTATION,
     "matplotlib": _WORKSTATION,
     "jinja2": _WORKSTATION,
+    "ansible": _WORKSTATION,
     "modelopt": "pip install --no-deps nvidia-modelopt (compression/README.md)",
     "transformers": "pip install 'edgepose[bench]'",
     "onnxruntime": _STREAM,

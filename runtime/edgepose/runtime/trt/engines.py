@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from edgepose.runtime.agreement import Array, Difference, largest
+from edgepose.runtime.agreement import Array
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import EdgeposeError
-from edgepose.runtime.golden import INPUT, apart, limit, read
+from edgepose.runtime.golden import INPUT, NotReproduced, apart, figures, limit, read, reproduced
 from edgepose.runtime.preprocess import U8, prepare
 from edgepose.runtime.spec import Spec
 from edgepose.runtime.topdown import crop
@@ -44,10 +44,6 @@ from edgepose.runtime.trt.runner import EngineRefused, TensorRtBackend
 from edgepose.runtime.trt.selftest import SelfTest, examine
 
 log = logging.getLogger(__name__)
-
-
-class NotReproduced(EdgeposeError):
-    """An engine that answers the golden pictures too differently."""
 
 
 class NotBuilt(EdgeposeError):
@@ -278,7 +274,8 @@ class Engines:
     def _started(self, kept: Kept, attempt: Attempt) -> TensorRtBackend:
         with _closed_on_error(self._opened(kept.plan)) as backend:
             kept.report["layers"] = count_layers(backend.describe()).to_dict()
-            furthest = reproduce(backend, self._bundle, self._graph, attempt, self.settings.batches[0])
+            view = _recorded(self._graph, attempt)
+            furthest = reproduced(backend, self._bundle, view, "the engine", self.settings.batches[0])
             kept.report["golden"] = asdict(furthest)
         return backend
 
@@ -299,32 +296,12 @@ def _closed_on_error(backend: TensorRtBackend) -> Iterator[TensorRtBackend]:
         raise
 
 
-def reproduce(
-    backend: TensorRtBackend, bundle: Bundle, graph: str, attempt: Attempt, batch: int
-) -> Difference:
-    """How far the backend's answers to the golden pictures are from the recorded ones.
+def _recorded(graph: str, attempt: Attempt) -> str:
+    """The view whose golden vectors an engine must reproduce.
 
-    Each picture is asked `batch` times at once, for an engine that takes no fewer; all must be near.
-
-    Raises NotReproduced beyond the view's limit, EdgeposeError when the bundle has none recorded.
+    Weak FP16 and implicit INT8 are made of the FP32 file, and held against what their precision answered.
     """
-    golden, spec = read(bundle), bundle.spec
-    # Weak FP16 and implicit INT8 are made of the FP32 file, and held against what their precision answered.
-    view = f"{graph}.{attempt.view if attempt.view.startswith('int8') else ANSWERS[attempt.precision]}"
-    if view not in golden.expected:
-        raise EdgeposeError(f"{bundle.path}: has no golden vectors of {view}; export it again")
-    found: list[Difference] = []
-    for expected, known in zip(golden.expected[view], golden.known(spec), strict=True):
-        answers = backend.run({name: np.repeat(known[name], batch, 0) for name in backend.inputs})
-        singles = [{name: array[[index]] for name, array in answers.items()} for index in range(batch)]
-        found.append(apart([expected] * batch, singles, spec))
-    furthest, allowed = largest(found), limit(view, spec)
-    if not furthest.within(allowed):
-        raise NotReproduced(
-            f"the engine does not reproduce the golden vectors of {view}: it is "
-            f"{_figures(furthest)} away, allowed are {_figures(allowed)}"
-        )
-    return furthest
+    return f"{graph}.{attempt.view if attempt.view.startswith('int8') else ANSWERS[attempt.precision]}"
 
 
 def _require_sight(seeing: FrameEngine, bundle: Bundle, view: str) -> None:
@@ -344,8 +321,8 @@ def _require_sight(seeing: FrameEngine, bundle: Bundle, view: str) -> None:
     furthest, allowed = apart(fed, seen, spec), limit(view, spec)
     if not furthest.within(allowed):
         raise NotReproduced(
-            f"the kernel prepares the golden pictures wrongly: answers are {_figures(furthest)} away, "
-            f"allowed are {_figures(allowed)}"
+            f"the kernel prepares the golden pictures wrongly: answers are {figures(furthest)} away, "
+            f"allowed are {figures(allowed)}"
         )
 
 
@@ -378,7 +355,3 @@ def _tripled(frame: U8) -> U8:
     large = frame.repeat(3, 0).repeat(3, 1)
     large[1::3, 1::3] = 255 - frame
     return large
-
-
-def _figures(difference: Difference) -> str:
-    return ", ".join(f"{name} {value:.3g}" for name, value in asdict(difference).items())

@@ -1,0 +1,103 @@
+"""What the tests of deployments share: bundles that differ, a port for each stream, a board of one's own."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgepose.runtime.bundle import Bundle
+
+SYSTEMD = Path(__file__).resolve().parents[1] / "doubles" / "systemd"
+UNIT = "edgepose-pose.service"
+
+
+def golden(still: Path, path: Path, note: str = "", moved_px: float = 0.0) -> Bundle:
+    """A copy of the still bundle with golden vectors; `note` makes it another one, `moved_px` wrong ones."""
+    joints = np.arange(17, dtype=np.float32)
+    pose = np.stack([40 + 2 * joints, 20 + 4 * joints], 1)  # what conftest.still_bundle always answers
+    answers = {
+        "scores": np.array([[0.9, 0.0]], np.float32),
+        "keypoints": np.tile(pose, (1, 2, 1, 1)).astype(np.float32) + moved_px,
+        "keypoint_scores": np.full((1, 2, 17), 0.8, np.float32),
+    }
+    arrays = {
+        f"pose.{view}/{name}": array for view in ("fp32", "int8.ort") for name, array in answers.items()
+    }
+    packed = io.BytesIO()
+    np.savez(packed, frames=np.zeros((1, 128, 128, 3), np.uint8), **arrays)
+    shutil.copy2(still, path)
+    return Bundle.open(path).with_files({"golden.npz": packed.getvalue(), "README.md": note.encode()})
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+def options(port: int, *more: str) -> list[str]:
+    """How a release of the tests is streamed."""
+    return ["--source", "synthetic:seed=1,size=160x128,fps=25", "--rtsp", f":{port}/pose", *more]
+
+
+@dataclass(frozen=True)
+class Board:
+    """Folders of a user on a board whose systemd is the stand-in."""
+
+    folder: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "STANDIN_SYSTEMD": str(self.folder / "systemd"),
+            "XDG_CONFIG_HOME": str(self.folder / "config"),
+            "XDG_DATA_HOME": str(self.folder / "data"),
+            "PATH": f"{SYSTEMD}:{os.environ['PATH']}",
+        }
+
+    @property
+    def shelf(self) -> Path:
+        return self.folder / "data" / "edgepose" / "deployed" / "pose"
+
+    def releases(self) -> set[str]:
+        """On its disk."""
+        return {path.name for path in (self.shelf / "releases").iterdir()}
+
+    def linked(self, name: str) -> str | None:
+        """The release that a link of the shelf leads to."""
+        link = self.shelf / name
+        return link.readlink().name if link.is_symlink() else None
+
+    def state(self) -> str:
+        """Of the service, as the manager sees it."""
+        return (self.folder / "systemd" / f"{UNIT}.state").read_text()
+
+    def process(self) -> str:
+        """The number of the process that runs the service's processes; another one after every start."""
+        return (self.folder / "systemd" / f"{UNIT}.pid").read_text()
+
+    def systemctl(self, *words: str) -> None:
+        command = [str(SYSTEMD / "systemctl"), "--user", "--no-ask-password", *words]
+        subprocess.run(command, check=True, env=os.environ | self.environment)
+
+    def command(self) -> Path:
+        """`edgepose` of this board, for who comes from outside."""
+        path = self.folder / "edgepose"
+        told = "".join(f"export {name}='{value}'\n" for name, value in self.environment.items())
+        path.write_text(f'#!/bin/sh\n{told}exec {sys.executable} -m edgepose.runtime.cli "$@"\n')
+        path.chmod(0o755)
+        return path
+
+    def end(self) -> None:
+        """Whatever runs there."""
+        for pid in (self.folder / "systemd").glob("*.pid"):
+            self.systemctl("disable", "--now", "--quiet", pid.stem)
