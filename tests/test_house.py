@@ -36,7 +36,7 @@ def test_every_verb_of_the_table_is_a_command_of_that_name(verb: str) -> None:
 
 def test_every_optional_library_has_a_source() -> None:
     """A library that pyproject.toml lists for an extra can be named in a MissingLibrary sentence."""
-    modules = {"opencv-python-headless": "cv2", "pyyaml": "yaml"}
+    modules = {"opencv-python-headless": "cv2", "pyyaml": "yaml", "ansible-core": "ansible"}
     for line in requires("edgepose") or []:
         name, extra = re.match(r"[\w.-]+", line), "extra ==" in line
         if extra and name and name[0] != "edgepose":

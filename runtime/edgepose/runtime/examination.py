@@ -21,6 +21,7 @@ from edgepose.runtime.trt.driver import require_gpu
 DISTRIBUTION = {
     "cv2": "opencv-python-headless",
     "yaml": "PyYAML",
+    "ansible": "ansible-core",
     "lightning_fabric": "lightning-fabric",
     "gi": "PyGObject",
     "cuda": "cuda-bindings",
