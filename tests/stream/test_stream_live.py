@@ -28,7 +28,7 @@ from edgepose.runtime.stream.client import ReceivedFrame, read_rtsp
 from edgepose.runtime.stream.encoder import CODECS, Codec, Encoder, Picture
 from edgepose.runtime.stream.grammar import Camera, File, Login, Network, parse_endpoint, parse_source
 from edgepose.runtime.stream.lines import people_of
-from edgepose.runtime.stream.pace import Lag
+from edgepose.runtime.stream.pace import Answers, Lag
 from edgepose.runtime.stream.session import Input, Settings, Stream
 from edgepose.runtime.stream.source import Feeder, Frame, SourceEndedError, SourceLostError
 from edgepose.runtime.stream.supervise import Patience
@@ -578,3 +578,33 @@ def test_an_encoder_that_hangs_ends_the_stream_with_a_sentence(monkeypatch: pyte
     stream.close()
     assert time.monotonic() - start_s < 3
     over.set()
+
+
+def test_a_network_that_hangs_ends_the_stream_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU's driver does after ten good pictures: the call does not come back."""
+    over, shown = threading.Event(), itertools.count()
+    monkeypatch.setattr(session, "Answers", lambda: Answers(first_s=5, least_s=1))
+
+    def estimate(image: U8) -> Poses:
+        if next(shown) == 10:
+            over.wait(20)
+        return truth(number_of(image))
+
+    opened = lambda: contextlib.nullcontext(estimate)  # noqa: E731
+    stream = Stream(settings("sync"), feeder(), opened).__enter__()
+    with pytest.raises(HardwareError, match="the network has not answered for 1 s: its GPU or driver hangs"):
+        stream.wait(10)
+    assert next(shown) == 11
+    start_s = time.monotonic()
+    stream.close()
+    assert time.monotonic() - start_s < 3
+    over.set()
+
+
+def test_a_machine_that_stood_still_is_no_network_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Suspended, or a debugger's: the picture that was asked then is late once, and answered soon."""
+    late = iter([5.0, None, 5.0, None])
+    monkeypatch.setattr(Answers, "overdue_s", lambda *_: next(late, None))
+    with Stream(settings("sync"), feeder(), knowing()) as stream:
+        stream.wait(1)
+    assert next(late, None) is None  # it was looked at

@@ -29,7 +29,7 @@ from edgepose.runtime.stream.grammar import (
 )
 from edgepose.runtime.stream.lines import Stamp, no_signal_line, people_of, pose_line
 from edgepose.runtime.stream.mailbox import LatestOnly
-from edgepose.runtime.stream.pace import Backoff, Lag, Metronome, RateLimit
+from edgepose.runtime.stream.pace import Answers, Backoff, Lag, Metronome, RateLimit
 from edgepose.runtime.stream.pairing import Recent
 from edgepose.runtime.stream.picture import fitted, no_signal, stream_size
 
@@ -140,6 +140,24 @@ def test_a_healthy_source_never_falls_behind() -> None:
     stall = [0.1] * 100 + [max(0.1, 6 - 0.02 * i) for i in range(900)]  # a machine that stood still for 6 s
     assert late_at(stall) is None
     assert late_at([0.1, 0.1, *[9.0] * 40, *[0.1] * 100, *[9.0] * 40]) is None  # two stalls, each made good
+
+
+def test_a_network_has_ten_times_what_it_took_at_most() -> None:
+    answers = Answers(first_s=120, least_s=10)
+    assert answers.overdue_s(1e9) is None  # nobody asked
+    answers.begin(100)
+    assert answers.overdue_s(220) is None
+    assert answers.overdue_s(221) == 121
+    answers.end(100.5)
+    assert answers.overdue_s(1e9) is None
+    for took_s, most_s in ((0.1, 0.5), (3.0, 3.0), (0.2, 3.0)):
+        answers.begin(200)
+        answers.end(200 + took_s)
+        answers.begin(300)
+        limit_s = max(10, 10 * most_s)
+        assert answers.overdue_s(300 + limit_s) is None
+        assert answers.overdue_s(301 + limit_s) == limit_s + 1
+        answers.end(300)
 
 
 def test_a_metronome_leaves_out_what_is_overdue() -> None:

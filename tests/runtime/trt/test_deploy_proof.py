@@ -1,4 +1,4 @@
-"""What a bundle must show before a board streams it: the stand-in's engines, built and verified as by hand."""
+"""What a bundle must show before a board streams it: the stand-in's engines, made and verified as by hand."""
 
 from __future__ import annotations
 

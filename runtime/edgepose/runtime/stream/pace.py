@@ -1,4 +1,4 @@
-"""Pace and patience: when a frame is due, how long to wait before a source is tried again."""
+"""Pace and patience: when a frame is due, how long a source or the network is waited for."""
 
 from __future__ import annotations
 
@@ -58,6 +58,37 @@ class Lag:
         elif self._since is None or age_ns < self._since[1]:
             self._since = now_ns, age_ns
         return self._since is not None and now_ns - self._since[0] > self._most_ns
+
+
+class Answers:
+    """How long the network may take for a picture: ten times what it took at most. Times are seconds.
+
+    One thread asks it, another looks.
+    """
+
+    def __init__(self, first_s: float = 120.0, least_s: float = 30.0) -> None:
+        # For the first picture, and for others at least: a cascade may find nobody in one and 16 in the next.
+        self._first_s, self._least_s = first_s, least_s
+        self._asked_s: float | None = None
+        self._most_s: float | None = None
+
+    def begin(self, now_s: float) -> None:
+        """It is shown a picture."""
+        self._asked_s = now_s
+
+    def end(self, now_s: float) -> None:
+        """It has answered."""
+        assert self._asked_s is not None, "nobody asked"
+        self._most_s = max(self._most_s or 0.0, now_s - self._asked_s)
+        self._asked_s = None
+
+    def overdue_s(self, now_s: float) -> float | None:
+        """How long it has not answered, when that is too long."""
+        asked_s, most_s = self._asked_s, self._most_s
+        if asked_s is None:
+            return None
+        limit_s = self._first_s if most_s is None else max(self._least_s, 10 * most_s)
+        return now_s - asked_s if now_s - asked_s > limit_s else None
 
 
 class Metronome:

@@ -22,7 +22,7 @@ from edgepose.runtime.stream.encoder import Codec, Encoder, Picture, choose
 from edgepose.runtime.stream.grammar import FASTEST, Endpoint
 from edgepose.runtime.stream.lines import Stamp, no_signal_line, pose_line
 from edgepose.runtime.stream.mailbox import LatestOnly
-from edgepose.runtime.stream.pace import RateLimit
+from edgepose.runtime.stream.pace import Answers, RateLimit
 from edgepose.runtime.stream.picture import fitted, no_signal, stream_size
 from edgepose.runtime.stream.rtsp import Hub, Server
 from edgepose.runtime.stream.source import Frame, Source, SourceLostError
@@ -91,6 +91,8 @@ class Stream:
         listener = Listener(self._on_frame, self._on_silence)
         self._supervisor = Supervisor(source.open, listener, source.patience, source.once)
         self._tally = Tally()
+        self._answers = Answers()
+        self._late = False  # the network, when it was looked at last
         self._stop = threading.Event()  # the threads leave
         self._done = threading.Event()  # `wait` returns
         self._asked = False  # set by a signal handler, which may not touch an Event's lock
@@ -142,7 +144,17 @@ class Stream:
         end_s = None if timeout_s is None else time.monotonic() + timeout_s
         while not self.is_done and (end_s is None or time.monotonic() < end_s):
             self._done.wait(_POLL_S if end_s is None else min(_POLL_S, max(0.0, end_s - time.monotonic())))
+            self._require_answers()
         self._raise_failure()
+
+    def _require_answers(self) -> None:
+        """Raises HardwareError for a network that is late twice in a row: a machine may stand still between."""
+        silent_s, was_late = self._answers.overdue_s(time.monotonic()), self._late
+        self._late = silent_s is not None
+        if silent_s is not None and was_late and not self.is_done:
+            raise HardwareError(
+                f"the network has not answered for {silent_s:.0f} s: its GPU or driver hangs; start again"
+            )
 
     def _raise_failure(self) -> None:
         if self._failure:
@@ -260,7 +272,10 @@ class Stream:
                     return
 
     def _estimate(self, estimate: Estimate, frame: Frame, seq: int) -> None:
-        poses = self._whole(estimate(frame.image).above(self._settings.threshold))
+        self._answers.begin(time.monotonic())
+        found = estimate(frame.image)
+        self._answers.end(time.monotonic())
+        poses = self._whole(found.above(self._settings.threshold))
         stamp = self._stamp(frame.clock_ns, frame.index, seq)
         self._shown = poses
         self._tally.frames_estimated += 1
