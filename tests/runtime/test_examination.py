@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -89,3 +90,12 @@ def test_a_machine_without_a_gpu_is_asked_for_no_cuda_library(gpu: pytest.Monkey
     assert found("CUDA driver") == Finding("build", "CUDA driver", "absent", "no CUDA driver on this machine")
     assert found("pycuda") is None
     assert found("cuda-python") is None
+
+
+@pytest.mark.parametrize(("path", "status"), [("", "absent"), ("{}", "ok")])
+def test_a_machine_without_systemd_is_none_to_deploy_to(
+    path: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "systemctl").touch(mode=0o755)
+    monkeypatch.setenv("PATH", path.format(tmp_path))
+    assert ("deploy", "systemd", status) in [(each.purpose, each.what, each.status) for each in examine()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import shutil
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -27,7 +28,8 @@ DISTRIBUTION = {
     "cuda": "cuda-bindings",
 }
 STREAM = ("cv2", "onnxruntime", "gi")
-WORKSTATION = tuple(m for m, source in SOURCE.items() if "workstation" in source)
+FLEET = "ansible"
+WORKSTATION = tuple(m for m, source in SOURCE.items() if "workstation" in source and m != FLEET)
 
 # Elements by what a stream needs them for.
 ELEMENTS = {
@@ -60,6 +62,8 @@ def examine() -> list[Finding]:
         _cameras(),
         *_cuda(),
         _tensorrt(),
+        _services(),
+        _library("deploy", FLEET),
         _jetpack(),
         _power_mode(),
     ]
@@ -154,6 +158,11 @@ def _tensorrt() -> Finding:
     if importlib.util.find_spec("tensorrt") is None:
         return Finding("build", "TensorRT", "absent", "", SOURCE["tensorrt"])
     return Finding("build", "TensorRT", "ok", _version("tensorrt"))
+
+
+def _services() -> Finding:
+    """What a deployed stream is started by, again after a power cut."""
+    return Finding("deploy", "systemd", "ok" if shutil.which("systemctl") else "absent")
 
 
 def _jetpack() -> Finding:

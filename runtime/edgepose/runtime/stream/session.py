@@ -148,7 +148,7 @@ class Stream:
         self._raise_failure()
 
     def _require_answers(self) -> None:
-        """Raises HardwareError for a network that is late twice in a row: a machine may stand still between."""
+        """Raises HardwareError for a network late twice in a row: a machine may stand still between."""
         silent_s, was_late = self._answers.overdue_s(time.monotonic()), self._late
         self._late = silent_s is not None
         if silent_s is not None and was_late and not self.is_done:
