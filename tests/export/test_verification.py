@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from edgepose.export import plots
 from edgepose.export.verification import TorchBackend
 from edgepose.runtime.poses import Poses, boxes_of
 from edgepose.runtime.preprocess import U8, Letterbox
+from edgepose.runtime.skeleton import COCO17
 from edgepose.runtime.spec import Spec
 
 SPEC = Spec("qrpose", "qrpose_tiny", 256, 256)
@@ -200,3 +202,26 @@ def test_the_torch_backend_answers_by_name() -> None:
 
 def test_letterboxed_drift_uses_the_scale_of_each_picture() -> None:
     assert Letterbox.fit((320, 240), (256, 256)).scale_x == pytest.approx(0.8)
+
+
+def test_the_plots_hold_the_baseline_against_what_came_of_it_not_against_a_camera(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [
+        Artefact(name, knows_the_truth(dataset), 1) for name in ("torch FP32", "ONNX INT8 (CPU)", "nv12")
+    ]
+    ledger = ledger_of(run_all(found, Shown(dataset)), Shown(dataset), SPEC, Gates(), 0.0)
+    *clean, filmed = ledger.rows
+    ledger = replace(ledger, rows=(*clean, replace(filmed, camera="nv12")))
+    legends: list[list[str]] = []
+
+    def shown(figure: Any) -> bytes:
+        legends.append([text.get_text() for text in figure.axes[0].get_legend().get_texts()])
+        return b""
+
+    monkeypatch.setattr(plots, "_png", shown)
+    plots.per_joint(ledger, COCO17)
+    plots.reliability(ledger)
+    assert [[label.partition(":")[0] for label in labels] for labels in legends] == [
+        ["torch FP32", "ONNX INT8 (CPU)"]
+    ] * 2

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from edgepose.calibration.ledger import Ledger
+from edgepose.calibration.ledger import Ledger, Row
 from edgepose.compression.blame import Blame
 from edgepose.export.dial import Curve, Point
 from edgepose.runtime.errors import require
@@ -65,10 +65,16 @@ def latency(ledger: Ledger) -> bytes:
     return _png(figure)
 
 
+def _ends(ledger: Ledger) -> tuple[Row, Row]:
+    """The baseline, and what came of it: the last artefact that sees the pictures as they are."""
+    return ledger.rows[0], [row for row in ledger.rows if row.camera is None][-1]
+
+
 def per_joint(ledger: Ledger, skeleton: Skeleton) -> bytes:
-    """Mean OKS term of every joint, first row against last row."""
+    """Mean OKS term of every joint, of both `_ends`."""
     figure, axes = _figure(5.0, 3.4)
-    for row, colour, offset in ((ledger.rows[0], ACCENT, -0.2), (ledger.rows[-1], WARM, 0.2)):
+    first, last = _ends(ledger)
+    for row, colour, offset in ((first, ACCENT, -0.2), (last, WARM, 0.2)):
         values = [value or 0.0 for value in row.score.per_joint_oks]
         axes.bar([joint + offset for joint in range(len(values))], values, 0.4, color=colour, label=row.stage)
     axes.set_xticks(
@@ -81,10 +87,11 @@ def per_joint(ledger: Ledger, skeleton: Skeleton) -> bytes:
 
 
 def reliability(ledger: Ledger) -> bytes:
-    """Predicted against reached OKS, first row against last row: on the diagonal the score is true."""
+    """Predicted against reached OKS, of both `_ends`: on the diagonal the score is true."""
     figure, axes = _figure(5.0, 3.8)
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
-    pair = ((ledger.rows[0], ACCENT, 0.03), (ledger.rows[-1], WARM, 0.07))
+    first, last = _ends(ledger)
+    pair = ((first, ACCENT, 0.03), (last, WARM, 0.07))
     shown = [(r.stage, r.quality, tint, at) for r, tint, at in pair if r.quality and r.quality.bins]
     most = max((each.count for _, quality, _, _ in shown for each in quality.bins), default=0)
     for stage, quality, tint, at in shown:

@@ -71,11 +71,12 @@ def stream_sentence(streamed: Streamed) -> str:
 
 
 def watch_lines(outcome: Outcome) -> list[str]:
-    """The two commands that show the stream."""
+    """The commands that show the stream, and what it says."""
     bundle = outcome.bundle.path
     return [
         f".venv/bin/edgepose stream --source synthetic:seed=1 --bundle {bundle} --rtsp :8554/pose",
         "ffplay rtsp://127.0.0.1:8554/pose",
+        ".venv/bin/edgepose watch rtsp://127.0.0.1:8554/pose --poses -",
     ]
 
 
