@@ -7,6 +7,7 @@ import getpass
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -86,7 +87,7 @@ def test_waves_stop_at_the_first_board_that_keeps_what_it_had(
     inventory(where, boards, each)
     two = make("two")
     shutil.copytree(two.folder, tmp_path / "unpacked")
-    code, told, err = run(tmp_path / "unpacked", "--inventory", where)
+    code, told, err = run(tmp_path / "unpacked", "--inventory", where, "--wave", 2)
     assert [each["state"] for each in told] == ["streams", "kept", "not tried"]
     assert code == told[1]["exit_code"] == 4
     assert "door: pose: " in err
@@ -163,6 +164,30 @@ def test_a_board_by_ssh(boards: list[Board], make: Callable[..., Bundle], tmp_pa
         assert (code, told[0]["state"]) == (2, "kept")
         assert f"edgepose does not run there ({board.folder}/no-edgepose --version: " in err
         assert "or say by --command where it is" in err
+        interrupted(board, make("three"), [*reached, "--", *options(port, "--fps", "1")], known)
+        assert read_rtsp(f"rtsp://127.0.0.1:{port}/pose", 2)
+
+
+def interrupted(board: Board, bundle: Bundle, words: list[object], known: dict[str, str]) -> None:
+    """Ctrl-C here while the board watches its release: it comes to its end there all the same."""
+    command = [sys.executable, "-m", "edgepose.runtime.cli", "deploy", str(bundle.path), *map(str, words)]
+    environment = os.environ | known
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE)
+    before = board.linked("live")
+    await_(lambda: board.linked("trial") is not None)
+    os.killpg(process.pid, signal.SIGINT)
+    assert b"Traceback" not in process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert board.linked("trial") == before
+    await_(lambda: board.linked("trial") is None)
+    assert board.linked("live") != before == board.linked("before")
+
+
+def await_(done: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < end_s
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

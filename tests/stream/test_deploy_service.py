@@ -110,12 +110,12 @@ def test_the_last_words_are_the_streams_own_sentence(board: Board) -> None:
     log = board.folder / "systemd" / f"{UNIT}.log"
     for text, words in (
         ("", ""),
-        ("one\nedgepose: no camera; plug it in\nsystemd: main process exited\n", "no camera; plug it in"),
-        ("one\nSegmentation fault\n", "Segmentation fault"),
-        ("edgepose: long ago\n" + "line\n" * 60, "line"),
+        ("@9\nedgepose: of the one before\n", ""),
+        ("@9\n@12\none\nedgepose: no camera; plug it in\nmain process exited\n", "no camera; plug it in"),
+        ("@12\none\nSegmentation fault\n", "Segmentation fault"),
     ):
         log.write_text(text)
-        assert service.last_words() == words
+        assert service.last_words(10.0) == words
 
 
 @pytest.mark.parametrize(

@@ -163,12 +163,13 @@ def _restored(service: Service, was: Release | None, patience_s: float) -> str:
 
 def _streaming(service: Service, release: Release, patience_s: float) -> Watched:
     """Start what is live; its first pictures. Raises HardwareError when too few come in time."""
+    begin_s = time.time()
     service.restart()
     url = _url(release.streaming().endpoint, login=True)
     try:
         return seen(url, patience_s, lambda: service.has_failed)
     except HardwareError as error:
-        words = service.last_words()
+        words = service.last_words(begin_s)
         if service.has_failed and words:
             raise HardwareError(words) from error
         raise HardwareError(f"{error}; its last words: {words}" if words else str(error)) from error

@@ -95,11 +95,11 @@ class Service:
         """Whether systemd will not start it again by itself."""
         return self._systemctl("is-active", self.unit, may_fail=True).strip() in ("failed", "inactive")
 
-    def last_words(self) -> str:
-        """The last sentence of ours that it wrote, else its last line; empty where nothing is kept."""
+    def last_words(self, since_s: float) -> str:
+        """The last sentence of ours that it wrote since then (UTC), else its last line; or nothing."""
         if shutil.which("journalctl") is None:
             return ""
-        which = ("--user", f"--user-unit={self.unit}", "--lines=40")
+        which = ("--user", f"--user-unit={self.unit}", f"--since=@{since_s:.6f}")
         words = ("journalctl", *which, "--output=cat", "--no-pager", "--quiet")
         lines = subprocess.run(words, capture_output=True, text=True, check=False).stdout.splitlines()
         ours = [line for line in lines if line.startswith("edgepose: ")]
