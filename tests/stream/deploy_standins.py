@@ -85,6 +85,11 @@ class Board:
         """The number of the process that runs the service's processes; another one after every start."""
         return (self.folder / "systemd" / f"{UNIT}.pid").read_text()
 
+    def starts(self) -> int:
+        """How often a process was started."""
+        lines = (self.folder / "systemd" / f"{UNIT}.log").read_text().splitlines()
+        return sum(line.startswith("@") for line in lines)
+
     def systemctl(self, *words: str) -> None:
         command = [str(SYSTEMD / "systemctl"), "--user", "--no-ask-password", *words]
         subprocess.run(command, check=True, env=os.environ | self.environment)

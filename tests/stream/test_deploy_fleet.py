@@ -19,6 +19,7 @@ import pytest
 from deploy_standins import Board, free_port, golden, options
 
 from edgepose.runtime.bundle import Bundle
+from edgepose.runtime.errors import HardwareError
 from edgepose.runtime.stream.client import read_rtsp
 
 pytest.importorskip("gi", reason="GStreamer's Python bindings come from the distribution (python3-gi)")
@@ -154,10 +155,14 @@ def test_a_board_by_ssh(boards: list[Board], make: Callable[..., Bundle], tmp_pa
         assert (code, told[0]["state"]) == (4, "unreachable")
         assert "Host key verification failed" in err
         (tmp_path / "ssh" / "known").write_text(vouched)
-        code, told, err = run(make("one").path, *reached, "--", *options(port), **known)
+        secret = {"EDGEPOSE_STREAM_USER": "viewer:secret"}  # SSH takes no variables along by itself
+        code, told, err = run(make("one").path, *reached, "--", *options(port), **known, **secret)
         assert (code, err) == (0, "")
         assert [(each["board"], each["state"]) for each in told] == [(reached[1], "streams")]
-        assert read_rtsp(f"rtsp://127.0.0.1:{port}/pose", 2)
+        url = f"rtsp://viewer:secret@127.0.0.1:{port}/pose"
+        assert read_rtsp(url, 2)
+        with pytest.raises(HardwareError, match="Unauthorized"):
+            read_rtsp(told[0]["told"]["url"], 1)
         code, told, err = run(make("two").path, *reached, **known)  # options stay
         assert (code, told[0]["told"]["before"]) == (0, board.linked("before"))
         code, told, err = run(make("two").path, *reached[:3], board.folder / "no-edgepose", **known)
@@ -165,7 +170,7 @@ def test_a_board_by_ssh(boards: list[Board], make: Callable[..., Bundle], tmp_pa
         assert f"edgepose does not run there ({board.folder}/no-edgepose --version: " in err
         assert "or say by --command where it is" in err
         interrupted(board, make("three"), [*reached, "--", *options(port, "--fps", "1")], known)
-        assert read_rtsp(f"rtsp://127.0.0.1:{port}/pose", 2)
+        assert read_rtsp(url.replace("viewer:secret@", ""), 2)  # a deployment with options says all anew
 
 
 def interrupted(board: Board, bundle: Bundle, words: list[object], known: dict[str, str]) -> None:
@@ -197,6 +202,7 @@ def await_(done: Callable[[], bool]) -> None:
         (("--board", "a@b:99999"), 2, "--board 'a@b:99999': give [USER@]HOST[:PORT]"),
         (("--board", "a b"), 2, "--board 'a b': give [USER@]HOST[:PORT]"),
         (("--board", "-oProxyCommand=x"), 2, "give [USER@]HOST[:PORT]"),
+        (("--board", "-oProxyCommand=x@b"), 2, "give [USER@]HOST[:PORT]"),
         (("--inventory", "/no/such"), 2, "--inventory /no/such: no such file"),
         (("--inventory", "{nobody}"), 2, "Ansible finds no boards there"),
         (("--inventory", "{boards}", "--board", "cellar"), 2, "Could not match supplied host pattern"),

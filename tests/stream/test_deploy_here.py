@@ -102,6 +102,7 @@ def test_a_release_that_does_not_stream_is_taken_back(
     assert "no.mp4: no such video file; give an existing one to --source; " in err
     assert err.endswith(f"{live}, which was live before, streams again")
     assert (board.linked("live"), board.linked("trial"), board.releases()) == (live, None, {live})
+    assert board.starts() == 3  # what cannot work is not started again and again
     assert read_rtsp(url(port), 2)
 
 
