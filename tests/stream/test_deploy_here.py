@@ -133,6 +133,9 @@ def test_a_login_travels_and_stays(
             processes += file.read_text(errors="replace")
     assert str(board.shelf) in processes
     assert "p@ss/word" not in processes
+    monkeypatch.setenv("EDGEPOSE_STREAM_USER", "")
+    assert run(make("two").path, "--here", "--", *options(port, "--fps", "20")) == 0
+    assert read_rtsp(url(port), 1)
 
 
 def test_a_folder_may_have_any_name(

@@ -78,7 +78,7 @@ def deploy(
     `edgepose verify --on-board`; without a GPU ONNX Runtime on the golden pictures), starts it, and watches
     it stream. If any of this fails, what was live before is live again, and no further board is touched
     (exit code 1 or 4). Without STREAM OPTIONS those of the live release hold. A login for viewers comes from
-    EDGEPOSE_STREAM_USER.
+    EDGEPOSE_STREAM_USER, and stays until that names another, or is empty.
     """
     _require_one_way(is_here, back, bundle_path, options)
     shelf = Shelf.of(name or "pose")
@@ -87,7 +87,7 @@ def deploy(
     if bundle is not None:
         require_first(bundle)
     if options:
-        Streaming.of(options, login)  # a mistake in them is said before any board is asked
+        Streaming.of(options, login or None)  # a mistake in them is said before any board is asked
     if is_here:
         require_systemd()
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a connection that breaks ends no deployment half way

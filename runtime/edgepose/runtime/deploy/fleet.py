@@ -46,7 +46,7 @@ class Order:
     options: tuple[str, ...] | None  # of `edgepose stream`; by default those of the live release
     name: str | None  # by default pose
     command: str | None  # edgepose there; by default edgepose
-    login: str | None
+    login: str | None  # as `here.Wish` has it
     patience_s: float
 
     def variables(self, bundle: Path | None, wave: int) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Order:
         }
         return {name: value for name, value in said.items() if value is not None} | {
             "edgepose_bundle": None if bundle is None else str(bundle),
-            "edgepose_environment": {LOGIN: self.login} if self.login else {},
+            "edgepose_environment": {} if self.login is None else {LOGIN: self.login},
             "edgepose_patience": f"{self.patience_s:g}",
             "edgepose_wave": wave,
         }

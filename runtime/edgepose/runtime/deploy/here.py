@@ -55,21 +55,21 @@ class Deployed:
 class Wish:
     """How a bundle is to be streamed, as far as it was said."""
 
-    # Of `edgepose stream`. None: those of what is live, and its login unless another one is given.
-    options: Sequence[str]
-    login: str | None
+    options: Sequence[str]  # of `edgepose stream`; none: those of what is live
+    login: str | None  # NAME:PASSWORD for viewers; None: that of what is live; empty: nobody is asked for one
 
     def granted(self, live: Release | None) -> Streaming:
         """Raises EdgeposeError, or click's UsageError, for what cannot be a service."""
-        if self.options:
-            return Streaming.of(self.options, self.login)
         if live is None:
-            raise EdgeposeError(
-                "nothing is live here whose options could hold; give them: edgepose deploy BUNDLE --here -- "
-                "--source v4l2:/dev/video0 --rtsp :8554/pose"
-            )
+            if not self.options:
+                raise EdgeposeError(
+                    "nothing is live here whose options could hold; give them: "
+                    "edgepose deploy BUNDLE --here -- --source v4l2:/dev/video0 --rtsp :8554/pose"
+                )
+            return Streaming.of(self.options, self.login or None)
         known = live.streaming()
-        return Streaming.of(known.options, self.login or known.login)
+        login = known.login if self.login is None else self.login
+        return Streaming.of(self.options or known.options, login or None)
 
 
 def deployed(shelf: Shelf, bundle: Bundle, wish: Wish, patience_s: float) -> Deployed:
