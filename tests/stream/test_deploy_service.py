@@ -41,7 +41,7 @@ def test_systemd_takes_the_unit(board: Board, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("EDGEPOSE_ENGINES", f"/{ODD}")
     text = Service(Shelf.of("pose")).text()
     assert judged(text, tmp_path) == ""
-    assert "Failed to parse sec value" in judged(text.replace("RestartSec=3", "RestartSec=soon"), tmp_path)
+    assert "soon" in judged(text.replace("RestartSec=3", "RestartSec=soon"), tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["a b%n é", "a$b"])
