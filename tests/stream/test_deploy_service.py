@@ -89,9 +89,22 @@ def test_a_unit_is_loaded_when_it_is_new(board: Board, caplog: pytest.LogCapture
     service.install()
     assert loaded.read_text() == "as it was"  # the same file is not loaded again
     assert caplog.text == ""
+
+
+def test_a_stream_outlives_its_login_or_it_is_said(board: Board, caplog: pytest.LogCaptureFixture) -> None:
+    service = Service(Shelf.of("pose"))
+    lingers = board.folder / "systemd" / "linger"
     (board.folder / "systemd" / "strict").touch()
     service.install()
     assert "sudo loginctl enable-linger" in caplog.text
+    caplog.clear()
+    lingers.write_text("yes")  # as somebody with the right did
+    service.install()
+    lingers.unlink()
+    (board.folder / "systemd" / "strict").unlink()
+    service.install()
+    assert lingers.read_text() == "yes\n"
+    assert caplog.text == ""
 
 
 def test_what_systemctl_refuses_is_told(board: Board) -> None:

@@ -143,9 +143,15 @@ def _with_bus() -> dict[str, str]:
 
 def _linger() -> None:
     """Start with the machine, not with the first login, and outlive the last."""
+    user = getpass.getuser()
+    if shutil.which("loginctl") is None:
+        return
+    known = ("loginctl", "show-user", user, "--property=Linger", "--value")
+    if subprocess.run(known, capture_output=True, text=True, check=False).stdout.strip() == "yes":
+        return
     words = ("loginctl", "--no-ask-password", "enable-linger")
-    if not shutil.which("loginctl") or subprocess.run(words, capture_output=True, check=False).returncode:
-        log.warning("the stream may end when you log out: sudo loginctl enable-linger %s", getpass.getuser())
+    if subprocess.run(words, capture_output=True, check=False).returncode:
+        log.warning("the stream may end when you log out: sudo loginctl enable-linger %s", user)
 
 
 def _quoted(word: str) -> str:
