@@ -31,6 +31,7 @@ from edgepose.compression.quantize import Quantized, quantize
 from edgepose.compression.shown import MOST, people_shown
 from edgepose.compression.verb_compress import compress
 from edgepose.export import golden
+from edgepose.export.cpu_kernels import as_calibrated
 from edgepose.export.verb_export import export
 from edgepose.export.verb_verify import verify
 from edgepose.runtime.agreement import LookDifference
@@ -43,8 +44,9 @@ from edgepose.runtime.spec import Spec
 from edgepose.training.models import WEIGHTS, build
 
 MODEL = "sharpose_tiny_128x96"
-LINEAR = {"coarse": 18, "fine": 16}  # four in each of the blocks, and the reuse block's two: all of them INT8
-FLOAT = {"coarse": 6, "fine": 3}  # the patches, the head's two, and the quality's three
+# Four in each of the blocks, the reuse block's two and the head's two: all of them INT8.
+LINEAR = {"coarse": 20, "fine": 18}
+FLOAT = {"coarse": 4, "fine": 1}  # the patches, and the quality's three
 
 
 class Chain(NamedTuple):
@@ -200,7 +202,7 @@ def test_linear_layers_are_int8_and_nothing_else(chain: Chain) -> None:
             == {DEQUANTIZE}
         }
         assert len(int8) == LINEAR[graph]
-        assert all(name.split(".")[1] in ("blocks", "reuse_block") for name in int8)
+        assert all(name.split(".")[1] in ("blocks", "reuse_block", "heatmap_mlp") for name in int8)
         readers = {
             reader.name
             for node in index.nodes
@@ -219,6 +221,7 @@ def test_the_layers_of_both_graphs_can_be_switched(chain: Chain) -> None:
         {graph: load_onnx(bundle.graph(graph, view)) for graph in bundle.spec.graphs}
         for view in ("fp32", "int8.ort")
     )
+    int8 = {graph: as_calibrated(model) for graph, model in int8.items()}  # as `verify --blame` does
     switches = switches_of(fp32, int8, (bundle.spec.width, bundle.spec.height))
     known: dict[str, Array] = dict(chain.calibrated[0][0])
     for graph, each in switches.items():

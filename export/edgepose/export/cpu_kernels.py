@@ -25,6 +25,7 @@ from edgepose.compression.graph import (
 
 WIDTH = 32  # input channels of a whole convolution that stands for a few groups: 24 to 48 are as fast
 SPLIT, BYTES = "/Split", "/bytes"  # what names end in: of a node, of a tensor
+_PARTS = ("/scale", "/bias")  # of a LayerNormalization that has taken a product in: of tensors and nodes
 _MOVES = frozenset({"Reshape", "Transpose", "Gather", "Flatten", "Squeeze", "Unsqueeze"})
 
 
@@ -169,9 +170,43 @@ def _swap(model: ModelProto, dequantize: NodeProto, node: NodeProto) -> None:
     model.graph.node.insert(_place(model, node) + 1, _dequantize([moved, *dequantize.input[1:]], floats))
 
 
+def fold_products(model: ModelProto) -> None:
+    """A LayerNormalization takes the product per channel behind it into its own: an operation less.
+
+    SmoothQuant (ICML 2023) leaves such products between a normalisation and an INT8 layer. Equal but for the
+    rounding of one product instead of two. The factors stay in the graph, where ONNX Runtime folds them.
+    """
+    graph = Graph(model)
+    for node in graph.nodes:
+        factors = _factors(graph, node)
+        if factors is None:
+            continue
+        norm = graph.producers[node.input[0]]
+        tensor, flat = norm.output[0], set_constant(model, f"{node.input[1]}/flat", factors)
+        for place, (own, kind) in enumerate(zip(norm.input[1:], _PARTS, strict=False), 1):
+            product = helper.make_node("Mul", [own, flat], [f"{tensor}{kind}"], f"{node.name}{kind}")
+            norm.input[place] = product.output[0]
+            model.graph.node.insert(_place(model, norm), product)
+        norm.output[0] = node.output[0]
+        model.graph.node.remove(node)
+    drop_dead(model)
+
+
+def _factors(graph: Graph, node: NodeProto) -> Array | None:
+    """The factors (C,) of a product that stands behind a LayerNormalization alone; None of any other node."""
+    norm = graph.producers.get(node.input[0]) if node.op_type == "Mul" else None
+    if norm is None or norm.op_type != "LayerNormalization":
+        return None
+    own, factors = graph.value(norm.input[1]), graph.value(node.input[1])
+    if own is None or factors is None or not graph.read_only_by(norm.output[0], node):
+        return None
+    return factors.reshape(-1) if factors.shape[-1:] == (factors.size,) == own.shape else None
+
+
 def as_calibrated(model: ModelProto) -> ModelProto:
-    """A copy in which both rewrites are undone: the layers, and the names of all they make, as in floats."""
+    """A copy in which all rewrites are undone: the layers, and the names of all they make, as in floats."""
     result = copy(model)
+    _part_products(result)
     _move_as_floats(result)
     graph = Graph(result)
     for node in graph.nodes:
@@ -180,6 +215,20 @@ def as_calibrated(model: ModelProto) -> ModelProto:
             _join(result, graph, node, int(groups[1]))
     drop_dead(result)
     return result
+
+
+def _part_products(model: ModelProto) -> None:
+    graph = Graph(model)
+    for norm in graph.nodes:
+        if norm.op_type != "LayerNormalization" or not norm.input[1].endswith(_PARTS[0]):
+            continue
+        products = [graph.producers[name] for name in norm.input[1:]]
+        tensor, after = (name.removesuffix(_PARTS[0]) for name in (norm.input[1], products[0].name))
+        node = helper.make_node("Mul", [tensor, products[0].input[1]], [norm.output[0]], after)
+        model.graph.node.insert(_place(model, norm) + 1, node)
+        norm.input[1:] = [product.input[0] for product in products]
+        norm.output[0] = tensor
+    drop_dead(model)
 
 
 def _move_as_floats(model: ModelProto) -> None:

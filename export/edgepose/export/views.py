@@ -21,7 +21,7 @@ from edgepose.compression.graph import (
     drop_dead,
     set_constant,
 )
-from edgepose.export.cpu_kernels import move_as_bytes, split_groups
+from edgepose.export.cpu_kernels import fold_products, move_as_bytes, split_groups
 from edgepose.export.half import half_typed
 
 _POSITIVE = frozenset({"Relu", "Sigmoid", "Softmax", "Abs", "Exp"})  # outputs are never below 0
@@ -48,7 +48,7 @@ def cpu_view(model: ModelProto) -> ModelProto:
 
     Values that cannot be negative become uint8 with zero point 0, equal up to saturation: they clip at 255
     steps instead of 127. The others become uint8 with zero point 128, bit for bit the same. Weights stay, but
-    for the zeros that `split_groups` puts between groups.
+    for the zeros that `split_groups` puts between groups; LayerNorms take in the products behind them.
     """
     model = copy(model)
     graph = Graph(model)
@@ -64,6 +64,7 @@ def cpu_view(model: ModelProto) -> ModelProto:
             node.input[2] = zero_points[quantized[0]]
     split_groups(model)
     move_as_bytes(model)
+    fold_products(model)
     del model.graph.value_info[:]  # some of it says int8
     return model
 
