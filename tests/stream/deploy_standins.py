@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +105,19 @@ class Board:
         return path
 
     def end(self) -> None:
-        """Whatever runs there."""
+        """Whatever runs there; nothing may be left."""
         for pid in (self.folder / "systemd").glob("*.pid"):
             self.systemctl("disable", "--now", "--quiet", pid.stem)
+        end_s = time.monotonic() + 10
+        while left := running(str(self.folder)):
+            assert time.monotonic() < end_s, left
+            time.sleep(0.05)
+
+
+def running(word: str) -> list[str]:
+    """The command lines of all processes that name it."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            found.append(file.read_text(errors="replace").replace("\0", " "))
+    return [line for line in found if word in line]
