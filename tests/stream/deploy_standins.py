@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -37,13 +36,6 @@ def golden(still: Path, path: Path, note: str = "", moved_px: float = 0.0) -> Bu
     np.savez(packed, frames=np.zeros((1, 128, 128, 3), np.uint8), **arrays)
     shutil.copy2(still, path)
     return Bundle.open(path).with_files({"golden.npz": packed.getvalue(), "README.md": note.encode()})
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 def options(port: int, *more: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Callable, Iterator
 
@@ -12,7 +13,8 @@ import numpy as np
 from edgepose.runtime.poses import Poses, boxes_of
 from edgepose.runtime.preprocess import U8
 from edgepose.runtime.stream.encoder import Codec
-from edgepose.runtime.stream.session import Input
+from edgepose.runtime.stream.grammar import parse_endpoint
+from edgepose.runtime.stream.session import Input, Settings
 from edgepose.runtime.stream.source import Feeder
 
 # An encoder that waits a minute with each frame, and says nothing.
@@ -71,3 +73,14 @@ def knowing(
         yield estimate
 
     return opened
+
+
+def settings(overlay: str = "none", rtsp: str = ":0/pose", **more: object) -> Settings:
+    return Settings(parse_endpoint(rtsp), overlay, **more)  # type: ignore[arg-type]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

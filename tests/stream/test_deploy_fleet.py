@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deploy_standins import Board, free_port, golden, options
+from deploy_standins import Board, golden, options
+from stream_standins import free_port
 
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.errors import HardwareError

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deploy_standins import UNIT, Board, free_port, golden, options, running
+from deploy_standins import UNIT, Board, golden, options, running
+from stream_standins import free_port
 
 from edgepose.runtime.bundle import Bundle
 from edgepose.runtime.cli import guarded

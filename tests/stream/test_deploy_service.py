@@ -141,6 +141,7 @@ def test_the_last_words_are_the_streams_own_sentence(board: Board) -> None:
         (("--source", "/walk.mp4", "--once"), "--once after --: a service has no end"),
         ((*options(8554), "--duration", "5"), "--duration after --: a service has no end"),
         ((*options(8554), "--bundle", "b"), "--bundle after --: the bundle is the one that is deployed"),
+        ((*options(8554), "--bundle", "BUNDLE"), "--bundle after --: the bundle is the one that is deployed"),
         ((*options(8554), "--user", "a:b"), "EDGEPOSE_STREAM_USER=NAME:PASSWORD instead"),
         (options(0), "nobody would find port 0"),
         (("--source", "synthetic:", "--rtsp", "0.0.0.0:8554/pose"), "can be reached by others"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
+from click.core import ParameterSource
 
 from edgepose.runtime.drafts import read_json
 from edgepose.runtime.errors import EdgeposeError
@@ -18,9 +18,9 @@ from edgepose.runtime.verb_stream import stream
 
 LOGIN = "EDGEPOSE_STREAM_USER"
 _FILE = "stream.json"
+_OWN = "<deployed>"  # stands for the bundle while options are looked at
 # Options of `edgepose stream` that a service has no use for, and what to do instead.
 _REFUSED = {
-    "bundle_path": "the bundle is the one that is deployed",
     "user_text": f"others could read a password there; set {LOGIN}=NAME:PASSWORD instead",
     "once": "a service has no end",
     "duration": "a service has no end",
@@ -88,10 +88,10 @@ class Streaming:
 
     def _parameters(self) -> Mapping[str, Any]:
         """What `edgepose stream` makes of the options."""
-        words = ["--bundle", "BUNDLE", *self.options]
-        context = stream.make_context("edgepose stream", words)
+        context = stream.make_context("edgepose stream", ["--bundle", _OWN, *self.options])
+        if context.params["bundle_path"] != _OWN:
+            raise EdgeposeError("--bundle after --: the bundle is the one that is deployed")
         for name, why in _REFUSED.items():
-            given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-            if given and not (name == "bundle_path" and context.params[name] == "BUNDLE"):
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
                 raise EdgeposeError(f"--{name.partition('_')[0]} after --: {why}")
         return context.params
