@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -473,6 +474,25 @@ def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
         load_backbone(build("qrpose_tiny", **SMALL), tmp_path / "resnet34.pth")
     with pytest.raises(EdgeposeError, match=r"nothing\.pth: no such file"):
         load_backbone(build("qrpose_edge", **SMALL), tmp_path / "nothing.pth")
+
+
+def test_a_small_backbone_starts_from_one_like_it(tmp_path: Path) -> None:
+    """Of another QueryPose network, or of a QR-Pose network; a narrower or another one is refused."""
+    network = build("querypose_tiny", size=(64, 64))
+    body = network.get_submodule("backbone.body")
+    for prefix in ("backbone.body.", "backbone."):
+        given = {prefix + key: value + 1 for key, value in body.state_dict().items()}
+        save_file({**given, "backbone.neck.more": torch.zeros(3)}, tmp_path / "one.safetensors")
+        load_backbone(network, tmp_path / "one.safetensors")
+        assert all(torch.equal(value, given[prefix + key]) for key, value in body.state_dict().items())
+    key = "backbone.stage8.first.0.weight"
+    for wrong, said in (
+        (given[key][:-1], r"stage8.first.0.weight is \(63, "),
+        (torch.zeros(3), r"stage8.first.0.weight is \(3,\)"),
+    ):
+        save_file({**given, key: wrong}, tmp_path / "other.safetensors")
+        with pytest.raises(EdgeposeError, match=rf"other\.safetensors: .*another backbone: {said}"):
+            load_backbone(network, tmp_path / "other.safetensors")
 
 
 def lively(name: str, gain: float) -> QrPose:

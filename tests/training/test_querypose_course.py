@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, distributed
 
 from edgepose.calibration.dataset import open_dataset
@@ -19,7 +20,7 @@ from edgepose.runtime.skeleton import COCO17
 from edgepose.training.batch import Batch
 from edgepose.training.families.querypose import QueryPoseCourse, QueryPoseRecipe, people_each
 from edgepose.training.loop import CHECKPOINT, Trainer
-from edgepose.training.models import build
+from edgepose.training.models import build, shipped_weights
 from edgepose.training.models.querypose.losses import Outputs
 from edgepose.training.models.querypose.targets import targets_of
 from edgepose.training.models.weights import read_weights
@@ -77,7 +78,7 @@ def test_rates_and_decay_are_the_papers() -> None:
     drops = [round(drop * schedule.steps, -3) for drop in schedule.drops or ()]
     assert (schedule.steps, drops) == (280_000, [220_000, 260_000])
     assert round(schedule.rise * schedule.steps) == pytest.approx(1000, abs=1)
-    assert astuple(QueryPoseCourse(settings, 0)._loss.weights) == (2, 5, 2, 1)
+    assert astuple(QueryPoseCourse(settings, 0)._loss.weights) == (2, 5, 2, 1, 0)
 
 
 def test_muon_learns_what_lies_inside() -> None:
@@ -111,6 +112,29 @@ def test_the_recipe_reaches_the_network(rules: str) -> None:
     config = changed.fresh_model().config
     assert (config.reference, config.queries, config.top_k) == (rules == "reference", 9, 4)
     assert config.size == (changed.spec.width, changed.spec.height) == (64, 64)
+
+
+def test_the_recipe_says_what_looks_count(batch: Batch) -> None:
+    changed = course(**{"seed: 3": "seed: 3\nloss: {look: 1.5}"})
+    terms = changed.terms(changed.fresh_model().train(), batch, 0)
+    assert list(terms) == [f"{name}_{stage}" for stage in range(3) for name in (*TERMS, "look")]
+
+
+def test_the_recipe_starts_the_backbone_from_a_model_that_ships() -> None:
+    """Of the layers that are wider there the first channels; nothing else changes."""
+    plan = course(**{"seed: 3": "seed: 3\nbackbone: qrpose_tiny"})
+    model = plan.fresh_model()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    plan.begin(model)
+    theirs, taken = load_file(shipped_weights("qrpose_tiny")), 0
+    for key, value in model.state_dict().items():
+        other = theirs.get(key.replace("backbone.body.", "backbone."))
+        if key.startswith("backbone.body.") and other is not None:
+            assert torch.equal(value, other[tuple(slice(side) for side in value.shape)]), key
+            taken += 1
+        else:
+            assert torch.equal(value, before[key]), key
+    assert taken == sum(key.startswith("backbone.body.") for key in before)
 
 
 def test_a_batch_is_learnt(batch: Batch) -> None:

@@ -224,13 +224,13 @@ def compare_poses(network: QueryPose, finest: Tensor, told: list[Told], check: C
     check.people("s0_pose_convs", seen["convs"], 10, 16)
     check.people("s0_pose_up", torch.relu(seen["up"]), 20, 32)
     check.people("s0_lsa_logits", seen["lsa"], 20)
-    for name in ("spegm", "sim"):
-        check.people(f"s0_{name}_out", seen[name], 4)
+    check.people("s0_spegm_out", seen["spegm"].embeddings, 4)
+    check.people("s0_sim_out", seen["sim"], 4)
     check.people("s0_part_selfattn", seen["part_selfattn"], 4)
     if first.instance is not None:
         check.people("s0_pose_dyn", seen["dyn"], 4)
     for index, stage in enumerate(stages):
-        parts = seen[f"stage{index}"][1]
+        parts = seen[f"stage{index}"].parts
         check.stats(f"s{index}_partq", parts)
         if f"s{index}_partq" in check.arrays:
             check.people(f"s{index}_partq", parts, 4)
@@ -337,13 +337,13 @@ def compare_stage(index: int, stage: Learned, seen: dict[str, Any], check: Compa
     check.same(f"s{index}_kpts", joints.detach())
     check.same(f"s{index}_sigma", stage.joints.deviations.detach())
     before = seen[f"box{index}"].queries.detach()
-    renewed, parts = seen[f"pose{index}"]
-    after = before.index_put((image, query), renewed.detach())
+    renewed = seen[f"pose{index}"]
+    after = before.index_put((image, query), renewed.queries.detach())
     if index < 5:
         assert torch.equal(seen[f"box{index + 1}_in"][0], after)
     check.same(f"s{index}_obj_before_pose", before.flatten(0, 1)[None, ::4])
     check.same(f"s{index}_obj_after_pose", after.flatten(0, 1)[None, ::4])
-    check.same(f"s{index}_partq", parts.detach().transpose(0, 1))
+    check.same(f"s{index}_partq", renewed.parts.detach().transpose(0, 1))
 
 
 def compare_gradients(network: QueryPose, check: Comparison) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,10 +36,13 @@ from edgepose.training.models.querypose.losses import (
     aim_of,
     errors_of,
     focal,
+    looked_away,
     residual_likelihood,
+    wanted_looks,
 )
 from edgepose.training.models.querypose.matching import Matches, costs, matched
 from edgepose.training.models.querypose.network import QueryPose
+from edgepose.training.models.querypose.parts import PARTS
 from edgepose.training.models.querypose.pose_stage import Joints
 from edgepose.training.models.querypose.targets import Targets, targets_of
 
@@ -277,7 +281,66 @@ def stage_of(targets: Targets, matches: Matches, queries: int = 4) -> Learned:
     joints = Joints(torch.randn(M, 17, 2, generator=generator), torch.rand(M, 17, 2, generator=generator))
     aim = aim_of(boxes[matches.image, matches.query], matches, targets)
     logits = torch.randn(len(targets.valid), queries, generator=generator)
-    return Learned(logits, boxes, matches, joints, aim, torch.randn(M, 17, generator=generator))
+    log_phi, looks = torch.randn(M, 17, generator=generator), torch.randn(M, 7, 36, generator=generator)
+    return Learned(logits, boxes, matches, joints, aim, log_phi, looks)
+
+
+def test_a_part_is_to_be_looked_for_at_its_joints_that_count() -> None:
+    """Each joint's share written out, cell by cell."""
+    generator = torch.Generator().manual_seed(3)
+    parts, side = ((0, 2), (1,), (3, 4)), 6
+    coordinates = torch.rand(2, 5, 2, generator=generator) - 0.5
+    counts = torch.tensor([[1.0, 1, 1, 0, 1], [0, 1, 0, 0, 0]])
+    wanted = wanted_looks(Aim(coordinates, counts), parts, side)
+
+    def along(place: float) -> list[float]:
+        line = [math.exp(-((((place + 0.5) * side - 0.5 - cell) / 0.7) ** 2) / 2) for cell in range(side)]
+        return [value / sum(line) for value in line]
+
+    for person, (part, joints) in itertools.product(range(2), enumerate(parts)):
+        there = [joint for joint in joints if counts[person, joint]]
+        expected = np.zeros((side, side))
+        for joint in there:
+            x, y = (along(place) for place in coordinates[person, joint].tolist())
+            expected += np.outer(y, x) / len(there)
+        assert wanted[person, part].reshape(side, side).numpy() == pytest.approx(expected, abs=1e-6)
+    assert wanted.sum(-1).tolist() == [pytest.approx([1, 1, 1]), pytest.approx([0, 1, 0])]
+
+
+def test_looking_where_the_joints_are_costs_least() -> None:
+    """Then what is left is the wanted looks' own entropy; joints that do not count teach no look anything."""
+    generator = torch.Generator().manual_seed(4)
+    aim = Aim(torch.rand(3, 17, 2, generator=generator) - 0.5, torch.ones(3, 17))
+    aim.counts[2] = 0
+    wanted = wanted_looks(aim, PARTS["coco17"], 28)
+    entropy = -torch.xlogy(wanted.double(), wanted.double()).sum().item() / 7
+    best = wanted.clamp(min=1e-30).log()
+    assert looked_away(best, wanted).item() == pytest.approx(entropy, rel=1e-5)
+    looks = (best + torch.randn(best.shape, generator=generator)).requires_grad_()
+    away = looked_away(looks, wanted)
+    assert away.item() > entropy + 0.1
+    away.backward()
+    assert looks.grad is not None
+    assert looks.grad[:2].any()
+    assert not looks.grad[2].any()
+
+
+def test_looks_are_a_term_if_they_count() -> None:
+    network, targets = made(), crowd((1, 2))
+    outputs = network(images(), targets)
+    plain, more = Loss()(outputs, targets), Loss(Weights(look=0.5))(outputs, targets)
+    assert more.keys() - plain.keys() == {"look_0", "look_1", "look_2"}
+    assert all(torch.equal(more[name], term) for name, term in plain.items())
+    stage = outputs.stages[1]
+    wanted = wanted_looks(stage.aim, PARTS["coco17"], 28)
+    assert more["look_1"].item() == pytest.approx(0.5 * looked_away(stage.looks, wanted).item() / 3, rel=1e-6)
+    seen: list[Tensor] = []
+    embedding = network.pose_stages[1].embedding
+    with torch.no_grad():  # the same logits that the stage reads by
+        hook = embedding.attend.register_forward_hook(lambda _, inputs, out: seen.append(out.flatten(2)))
+        looks = network.train()(images(), targets).stages[1].looks
+        hook.remove()
+    assert torch.equal(looks, seen[0])
 
 
 def test_terms_are_the_sums_of_the_spec() -> None:
@@ -398,7 +461,9 @@ def parts_seen(network: QueryPose) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Part queries into and out of each pose stage."""
     seen: list[tuple[Tensor, Tensor]] = []
     hooks = [
-        stage.register_forward_hook(lambda _, inputs, out: seen.append((inputs[2].detach(), out[1].detach())))
+        stage.register_forward_hook(
+            lambda _, inputs, out: seen.append((inputs[2].detach(), out.parts.detach()))
+        )
         for stage in network.pose_stages
     ]
     yield seen

@@ -18,6 +18,7 @@ from edgepose.training.families.course import Course, Group
 from edgepose.training.models import build, load_backbone
 from edgepose.training.models.querypose.losses import Loss, Outputs, Weights
 from edgepose.training.models.querypose.network import QueryPose
+from edgepose.training.models.querypose.parts import PARTS
 from edgepose.training.models.querypose.targets import Targets, targets_of
 from edgepose.training.models.querypose.taught import known, taught
 from edgepose.training.sections import MuonSchedule, NonNegative, PictureRecipe, Section
@@ -42,6 +43,7 @@ class LossSection(Section):
     box: NonNegative = 5.0
     overlap: NonNegative = 2.0
     joints: NonNegative = 1.0
+    look: NonNegative = 0.0  # that parts are read where their joints are; not in the paper
 
 
 class QueryPoseSchedule(MuonSchedule):
@@ -53,7 +55,7 @@ class QueryPoseSchedule(MuonSchedule):
 class QueryPoseRecipe(PictureRecipe):
     """A whole run of QueryPose."""
 
-    backbone: str | None = None  # a file of published weights for the backbone alone
+    backbone: str | None = None  # a file of weights for the backbone alone, or a model that ships with some
     # reference: queries go from stage to stage as in the authors' code, part queries by row, not by person
     rules: Literal["corrected", "reference"] = "corrected"
     network: Network = Network()
@@ -77,7 +79,7 @@ class QueryPoseCourse(Course[QueryPoseRecipe, Batch]):
 
     def __init__(self, recipe: QueryPoseRecipe, rank: int) -> None:
         super().__init__(recipe, rank)
-        self._loss = Loss(Weights(**recipe.loss.model_dump()))
+        self._loss = Loss(Weights(**recipe.loss.model_dump()), PARTS[self.spec.skeleton])
 
     @property
     def spec(self) -> Spec:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.training.models import qrpose, querypose, sharpose
 from edgepose.training.models.backbones.body import Body
+from edgepose.training.models.backbones.residual_pyramid import Residuals
 from edgepose.training.models.weights import read_published, read_weights, require_fit
 from edgepose.training.models.widths import Widths, require_whole, shape
 
@@ -106,18 +107,29 @@ def load_published(model: nn.Module, checkpoint: str | Path) -> Widths:
 
 
 def load_backbone(model: nn.Module, checkpoint: str | Path) -> None:
-    """Start the model's backbone from published weights, strictly; its neck and heads stay random.
+    """Start the model's backbone from trained weights, strictly; its neck and heads stay random.
 
     Reads the files of torchvision's ResNet, of HRNet (classification or pose), of DLA and of Swin, but for
-    their last layers.
+    their last layers. The small backbone starts from edgepose's own weights of a network that has it too, as
+    wide or wider; `checkpoint` may then be the name of a model that ships with some.
     Raises EdgeposeError when the file does not fit or cannot be read, or when no weights fit the backbone.
     """
-    path = Path(checkpoint)
+    path = shipped_weights(str(checkpoint)) if has_weights(str(checkpoint)) else Path(checkpoint)
     body = getattr(model.get_submodule("backbone"), "body", None)
-    if not isinstance(body, Body):
+    if isinstance(body, Body):
+        loaded = _published(body, path)
+    elif isinstance(body, Residuals):
+        loaded = body.taken(read_weights(path))
+    else:
         raise EdgeposeError(
             f"{path}: there are no published weights for this model's backbone; start without"
         )
+    require_fit(path, body.state_dict(), loaded, "backbone", "this backbone")
+    body.load_state_dict(loaded)
+
+
+def _published(body: Body, path: Path) -> dict[str, Tensor]:
+    """What a published file holds of the body, and the body's own of what such files lack."""
     own = body.state_dict()
     # Counters that a normalisation of fixed momentum never reads; files before PyTorch 0.4 have none, and a
     # frozen normalisation wants none.
@@ -127,6 +139,4 @@ def load_backbone(model: nn.Module, checkpoint: str | Path) -> None:
         if not key.startswith(body.surplus) and (key in own or not key.endswith(COUNTER))
     }
     kept = {key: value for key, value in own.items() if key.endswith(COUNTER) or key.startswith(body.fresh)}
-    loaded = {**kept, **loaded}
-    require_fit(path, own, loaded, "backbone", "this backbone")
-    body.load_state_dict(loaded)
+    return {**kept, **loaded}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from torch import Tensor, nn
@@ -26,6 +26,19 @@ class Residuals(nn.Module):
         self.stage8 = Residual(w4, w8, 2)
         self.stage16 = nn.Sequential(Residual(w8, w16, 2), Residual(w16, w16))
         self.stage32 = nn.Sequential(Residual(w16, w32, 2), Residual(w32, w32))
+
+    def taken(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of the weights of a network with such a backbone those of these layers, by their names here.
+
+        Of wider layers the first channels.
+        """
+        prefix = "backbone.body." if any(key.startswith("backbone.body.") for key in weights) else "backbone."
+        own, theirs = self.state_dict(), {key.removeprefix(prefix): value for key, value in weights.items()}
+        return {
+            key: theirs[key][tuple(slice(side) for side in value.shape[: theirs[key].ndim])]
+            for key, value in own.items()
+            if key in theirs
+        }
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """The four."""

@@ -151,7 +151,7 @@ class QueryPose(nn.Module):
         for stage, (queries, _, boxes) in zip(self.pose_stages, told, strict=True):
             # People of every size are read from the finest map (section 8).
             regions = pooled(finest, boxes, POSE_CELLS, self.config.roi)
-            _, parts = stage(queries.flatten(0, 1), regions, parts)
+            parts = stage(queries.flatten(0, 1), regions, parts).parts
         return cast(PoseStage, self.pose_stages[-1]).joints(parts)
 
     def outputs(self, told: Told, joints: Joints) -> dict[str, Tensor]:
@@ -178,13 +178,14 @@ class QueryPose(nn.Module):
             matches = matched(logits, boxes, targets, sizes)
             rows = self._rows(matches, targets)
             mine = queries[matches.image, matches.query]
-            renewed, now = pose_stage(mine, self._regions(maps[0], boxes, matches, targets), parts[rows])
-            parts = parts.index_copy(0, rows, now.to(parts.dtype))
+            now = pose_stage(mine, self._regions(maps[0], boxes, matches, targets), parts[rows])
+            parts = parts.index_copy(0, rows, now.parts.to(parts.dtype))
             if self.config.reference:
-                queries = queries.index_put((matches.image, matches.query), renewed.to(queries.dtype))
-            joints = cast(PoseStage, pose_stage).joints(now)
+                queries = queries.index_put((matches.image, matches.query), now.queries.to(queries.dtype))
+            joints = cast(PoseStage, pose_stage).joints(now.parts)
             aim = aim_of(boxes[matches.image, matches.query], matches, targets)
-            stages.append(Learned(logits, told, matches, joints, aim, self._log_phi(joints, aim)))
+            log_phi = self._log_phi(joints, aim)
+            stages.append(Learned(logits, told, matches, joints, aim, log_phi, now.looks))
         return Outputs(stages, sizes)
 
     def posed_along(
@@ -195,7 +196,7 @@ class QueryPose(nn.Module):
         for stage, (queries, _, boxes), found in zip(self.pose_stages, told, matches, strict=True):
             rows = self._rows(found, targets)
             mine = queries[found.image, found.query]
-            _, now = stage(mine, self._regions(finest, boxes, found, targets), parts[rows])
+            now = stage(mine, self._regions(finest, boxes, found, targets), parts[rows]).parts
             parts = parts.index_copy(0, rows, now.to(parts.dtype))
         return cast(PoseStage, self.pose_stages[-1]).joints(now)
 

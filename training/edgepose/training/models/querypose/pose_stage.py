@@ -20,6 +20,14 @@ CELLS = 14  # of a side of the region in which joints are looked for
 TINY = 1e-12  # squared length below which a part query has no direction
 
 
+class Renewed(NamedTuple):
+    """What a stage makes of M people's queries."""
+
+    queries: Tensor  # (M, C), of the people
+    parts: Tensor  # (M, J, c), of their parts
+    looks: Tensor  # (M, J, (2*CELLS)²) logits of where in the region each part was read
+
+
 class Joints(NamedTuple):
     """Where a stage believes the joints of M people to be, in units of their boxes (`boxes.relative`)."""
 
@@ -84,15 +92,15 @@ class PoseStage(nn.Module):
         self.deviations = nn.ModuleList(nn.Linear(c, 2 * len(part)) for part in parts)
         self.places = places(parts)
 
-    def forward(self, queries: Tensor, regions: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
-        """Instance queries (M, C), regions (M, C, 14, 14) and part queries (M, J, c) -> both queries."""
+    def forward(self, queries: Tensor, regions: Tensor, parts: Tensor) -> Renewed:
+        """From instance queries (M, C), regions (M, C, 14, 14) and part queries (M, J, c)."""
         regions = self.convs(regions)
         if self.instance is not None:
             queries = self.instance(queries, regions)
-        new = self.embedding(regions) + self.own(queries)
-        parts = self.selection(new, parts)
+        seen = self.embedding(regions)
+        parts = self.selection(seen.embeddings + self.own(queries), parts)
         parts = self.attention_norm(parts + self.attention(parts))
-        return queries, self.feed_norm(parts + self.feed(parts))
+        return Renewed(queries, self.feed_norm(parts + self.feed(parts)), seen.looks)
 
     def own(self, queries: Tensor) -> Tensor:
         """What an instance query adds to each of its parts: (M, C) -> (M, J, c). One layer for all parts."""

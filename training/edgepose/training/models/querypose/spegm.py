@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+
+
+class Parts(NamedTuple):
+    """What a region shows of J parts."""
+
+    embeddings: Tensor  # (M, J, c)
+    looks: Tensor  # (M, J, 2H*2W) logits of where each of them was read
 
 
 class PartEmbedding(nn.Module):
@@ -19,8 +26,9 @@ class PartEmbedding(nn.Module):
         self.attend = nn.Conv2d(channels, parts, 3, 1, 1)
         self.embed = nn.Linear(channels, part_channels)
 
-    def forward(self, regions: Tensor) -> Tensor:
-        """(M, C, H, W) -> (M, J, c)."""
+    def forward(self, regions: Tensor) -> Parts:
+        """Of regions (M, C, H, W)."""
         raised = torch.relu(self.raise_(regions))  # (M, C, 2H, 2W)
-        share = torch.softmax(self.attend(raised).flatten(2), -1)  # over places, not parts
-        return cast(Tensor, self.embed(share @ raised.flatten(2).transpose(-1, -2)))
+        looks = self.attend(raised).flatten(2)
+        share = torch.softmax(looks, -1)  # over places, not parts
+        return Parts(cast(Tensor, self.embed(share @ raised.flatten(2).transpose(-1, -2))), looks)
