@@ -477,7 +477,7 @@ def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_small_backbone_starts_from_one_like_it(tmp_path: Path) -> None:
-    """Of another QueryPose network, or of a QR-Pose network; a narrower or another one is refused."""
+    """Of another QueryPose network, or of a QR-Pose network; a narrower or flat layer is refused by name."""
     network = build("querypose_tiny", size=(64, 64))
     body = network.get_submodule("backbone.body")
     for prefix in ("backbone.body.", "backbone."):
