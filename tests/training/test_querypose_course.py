@@ -106,6 +106,21 @@ def test_muon_learns_what_lies_inside() -> None:
     assert rates == {(3.0, 0.3)}
 
 
+def test_a_body_that_has_learnt_before_learns_at_its_own_rate() -> None:
+    """Kernels by Muon and norms by AdamW alike; the rest of the network as without."""
+    muon = "learning_rate: 2.0e-3, muon: 3"
+    slow, plain = (course(**{"learning_rate: 2.0e-3": rates}) for rates in (f"{muon}, body: 0.05", muon))
+    model = build("querypose_tiny", size=(64, 64))
+    before, after = (
+        {id(p): group["scale"] for group in plan.groups(model) for p in group["params"]}
+        for plan in (plain, slow)
+    )
+    ratios = {name: after[id(p)] / before[id(p)] for name, p in model.named_parameters()}
+    body = {name for name in ratios if name.startswith("backbone.body.")}
+    assert len(body) == len(list(model.backbone.body.parameters()))
+    assert ratios == pytest.approx({name: 0.05 if name in body else 1 for name in ratios})
+
+
 @pytest.mark.parametrize("rules", ["corrected", "reference"])
 def test_the_recipe_reaches_the_network(rules: str) -> None:
     changed = course(**{"seed: 3": f"seed: 3\nrules: {rules}\nnetwork: {{queries: 9, top_k: 4}}"})
@@ -305,6 +320,7 @@ def test_a_picture_that_is_no_number_stops_a_run_that_then_goes_on_as_if_it_had_
         (("seed: 3", "seed: 3\nloss: {boxes: 2}"), "unknown key 'loss.boxes'; did you mean 'box'"),
         (("seed: 3", "seed: 3\nrules: plain"), "key 'rules' is 'plain'"),
         (("batch: 2", "batch: 2, flow: 0"), "key 'schedule.flow' is 0: .*greater than 0"),
+        (("batch: 2", "batch: 2, body: -1"), "key 'schedule.body' is -1: .*greater than 0"),
     ],
 )
 def test_wrong_keys_are_named(change: tuple[str, str], message: str) -> None:

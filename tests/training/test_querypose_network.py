@@ -26,7 +26,13 @@ from edgepose.training.models.querypose.network import QueryPose
 from edgepose.training.models.querypose.parts import PARTS, places
 from edgepose.training.models.querypose.pose_stage import chance
 from edgepose.training.models.querypose.pyramids import Fpn, HrFpn, HrFpnV1
-from edgepose.training.models.querypose.roi import STRIDES, multiplied, pooled, pooled_by_size
+from edgepose.training.models.querypose.roi import (
+    STRIDES,
+    multiplied,
+    multiplied_by_size,
+    pooled,
+    pooled_by_size,
+)
 
 GOLDEN = Path(__file__).parents[3] / "shared/golden/querypose"
 README = Path(__file__).parents[2] / "training/README.md"
@@ -100,13 +106,15 @@ def random_boxes(seed: int, count: int, side: float) -> Tensor:
     seed=st.integers(0, 10_000), width=st.integers(1, 30), height=st.integers(1, 30), cells=st.integers(1, 9)
 )
 def test_pooling_is_roi_align(seed: int, width: int, height: int, cells: int) -> None:
-    """Of two pictures, each of which must be read in its own map."""
+    """Of two pictures, each of which must be read in its own map; products of any number of boxes in each."""
     maps = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(seed)).double()
     side = 4.0 * max(width, height)
     boxes = torch.stack([random_boxes(seed + picture, 9, side) for picture in (0, 1)]).double()
-    expected = [onnx_roi_align(maps[i : i + 1], boxes[i], 4, cells) for i in (0, 1)]
-    for got in (pooled(maps, boxes, cells, "roialign"), multiplied([maps], boxes, cells)):
-        assert torch.allclose(got, torch.cat(expected), atol=1e-10)
+    expected = torch.cat([onnx_roi_align(maps[i : i + 1], boxes[i], 4, cells) for i in (0, 1)])
+    assert torch.allclose(pooled(maps, boxes, cells, "roialign"), expected, atol=1e-10)
+    some = torch.rand(2, 9, generator=torch.Generator().manual_seed(seed)) < 0.5
+    got = multiplied(maps, boxes[some], some.nonzero()[:, 0], cells)
+    assert torch.allclose(got, expected[some.flatten()], atol=1e-10)
 
 
 @settings(max_examples=20)
@@ -122,7 +130,7 @@ def test_each_box_is_read_from_the_map_of_its_size(seed: int) -> None:
     level = (4 + torch.log2((boxes[:, 2:] - boxes[:, :2]).prod(-1).sqrt() / 224 + 1e-8)).floor().clamp(2, 5)
     expected = [onnx_roi_align(maps[i], boxes, stride, 7) for i, stride in enumerate(STRIDES)]
     chosen = torch.stack([expected[int(i) - 2][row] for row, i in enumerate(level)])
-    for got in (pooled_by_size(maps, boxes[None], 7, "roialign"), multiplied(maps, boxes[None], 7)):
+    for got in (pooled_by_size(maps, boxes[None], 7, "roialign"), multiplied_by_size(maps, boxes[None], 7)):
         assert torch.allclose(got, chosen, atol=1e-10)
 
 
@@ -134,12 +142,17 @@ def test_products_have_the_gradients_of_gathered_samples(seed: int, count: int) 
     maps = [torch.randn(2, 3, 48 >> i, 32 >> i, generator=generator).double() for i in range(count)]
     boxes = torch.stack([random_boxes(seed + picture, 9, 400.0) for picture in (0, 1)]).double()
     inputs = [value.requires_grad_() for value in (boxes, *maps)]
-    gathered = (
-        pooled_by_size(maps, boxes, 7, "roialign") if count > 1 else pooled(*maps, boxes, 7, "roialign")
-    )
+    if count > 1:
+        gathered, products = pooled_by_size(maps, boxes, 7, "roialign"), multiplied_by_size(maps, boxes, 7)
+    else:
+        image = torch.arange(2).repeat_interleave(9)
+        gathered, products = (
+            pooled(*maps, boxes, 7, "roialign"),
+            multiplied(*maps, boxes.flatten(0, 1), image, 7),
+        )
     ways = torch.randn(gathered.shape, generator=generator).double()
     expected = torch.autograd.grad((gathered * ways).sum(), inputs)
-    got = torch.autograd.grad((multiplied(maps, boxes, 7) * ways).sum(), inputs)
+    got = torch.autograd.grad((products * ways).sum(), inputs)
     assert any(value.any() for value in expected)
     for mine, theirs in zip(got, expected, strict=True):
         assert torch.allclose(mine, theirs, atol=1e-9)

@@ -23,6 +23,7 @@ from edgepose.training.models.querypose.targets import Targets, targets_of
 from edgepose.training.models.querypose.taught import known, taught
 from edgepose.training.sections import MuonSchedule, NonNegative, PictureRecipe, Section
 
+BODY = "backbone.body."  # what a recipe's `backbone` fills
 FLOW = "flow."  # what learns how joints miss
 STAGES = ("box_stages.", "pose_stages.")
 # The last layers of the stages: what they say to the outside has a scale.
@@ -47,9 +48,14 @@ class LossSection(Section):
 
 
 class QueryPoseSchedule(MuonSchedule):
-    """The density of errors learns faster than the network whose errors they are."""
+    """What learns at a rate of its own, in learning rates.
 
-    flow: PositiveFloat = 10.0  # times the learning rate
+    The density of errors faster than the network whose errors they are; a body that has learnt before slower
+    than what is new on it, whose first steps would undo what it knows.
+    """
+
+    flow: PositiveFloat = 10.0
+    body: PositiveFloat = 1.0
 
 
 class QueryPoseRecipe(PictureRecipe):
@@ -65,7 +71,7 @@ class QueryPoseRecipe(PictureRecipe):
 
 def matrices_of(name: str, parameter: nn.Parameter) -> int:
     """How many matrices stand one above the other in a parameter inside the network; 0 for all others."""
-    kernel = name.startswith("backbone.body.") and parameter.ndim == 4
+    kernel = name.startswith(BODY) and parameter.ndim == 4
     layer = name.startswith(STAGES) and parameter.ndim > 1 and not any(part in name for part in SAID)
     if not kernel and not layer:
         return 0
@@ -98,17 +104,18 @@ class QueryPoseCourse(Course[QueryPoseRecipe, Batch]):
 
     def groups(self, model: nn.Module) -> list[Group]:
         schedule = self.recipe.schedule
-        groups: dict[tuple[bool, int], Group] = {}
+        own_rates = {FLOW: schedule.flow, BODY: schedule.body}
+        groups: dict[tuple[float, int], Group] = {}
         for name, parameter in model.named_parameters():
-            flow = name.startswith(FLOW)
+            rate = next((rate for prefix, rate in own_rates.items() if name.startswith(prefix)), 1.0)
             matrices = matrices_of(name, parameter) if schedule.muon else 0
             group = groups.setdefault(
-                (flow, matrices),
+                (rate, matrices),
                 Group(
                     params=[],
                     # Everything decays, norms and biases too.
                     weight_decay=schedule.muon_decay if matrices else schedule.weight_decay,
-                    scale=schedule.flow if flow else schedule.muon if matrices else 1.0,
+                    scale=rate * (schedule.muon if matrices else 1.0),
                     orthogonal=matrices,
                 ),
             )

@@ -35,7 +35,12 @@ from edgepose.training.models.querypose.pose_stage import Instance, Joints, Pose
 from edgepose.training.models.querypose.published import translated
 from edgepose.training.models.querypose.pyramids import Fpn, HrFpn, HrFpnV1
 from edgepose.training.models.querypose.queries import Queries
-from edgepose.training.models.querypose.roi import multiplied, pooled, pooled_by_size
+from edgepose.training.models.querypose.roi import (
+    multiplied,
+    multiplied_by_size,
+    pooled,
+    pooled_by_size,
+)
 from edgepose.training.models.querypose.targets import Targets
 from edgepose.training.models.weights import require_fit
 
@@ -171,19 +176,20 @@ class QueryPose(nn.Module):
         parts = self.queries.of_people(max(1, targets.valid.numel()))
         stages: list[Learned] = []
         for box_stage, pose_stage in zip(self.box_stages, self.pose_stages, strict=True):
-            regions = multiplied(maps, boxes, BOX_CELLS)
+            regions = multiplied_by_size(maps, boxes, BOX_CELLS)
             queries, logits, deltas = box_stage(queries, regions)
             told = moved(boxes, deltas)  # with a gradient, which ends at the next stage
             boxes = told.detach()
             matches = matched(logits, boxes, targets, sizes)
             rows = self._rows(matches, targets)
-            mine = queries[matches.image, matches.query]
-            now = pose_stage(mine, self._regions(maps[0], boxes, matches, targets), parts[rows])
+            image, query, _ = matches
+            regions = multiplied(maps[0], boxes[image, query], image, POSE_CELLS)
+            now = pose_stage(queries[image, query], regions, parts[rows])
             parts = parts.index_copy(0, rows, now.parts.to(parts.dtype))
             if self.config.reference:
-                queries = queries.index_put((matches.image, matches.query), now.queries.to(queries.dtype))
+                queries = queries.index_put((image, query), now.queries.to(queries.dtype))
             joints = cast(PoseStage, pose_stage).joints(now.parts)
-            aim = aim_of(boxes[matches.image, matches.query], matches, targets)
+            aim = aim_of(boxes[image, query], matches, targets)
             log_phi = self._log_phi(joints, aim)
             stages.append(Learned(logits, told, matches, joints, aim, log_phi, now.looks))
         return Outputs(stages, sizes)
@@ -195,8 +201,9 @@ class QueryPose(nn.Module):
         parts = self.queries.of_people(max(1, targets.valid.numel()))
         for stage, (queries, _, boxes), found in zip(self.pose_stages, told, matches, strict=True):
             rows = self._rows(found, targets)
-            mine = queries[found.image, found.query]
-            now = stage(mine, self._regions(finest, boxes, found, targets), parts[rows]).parts
+            image, query, _ = found
+            regions = multiplied(finest, boxes[image, query], image, POSE_CELLS)
+            now = stage(queries[image, query], regions, parts[rows]).parts
             parts = parts.index_copy(0, rows, now.to(parts.dtype))
         return cast(PoseStage, self.pose_stages[-1]).joints(now)
 
@@ -210,15 +217,6 @@ class QueryPose(nn.Module):
         if self.config.reference:
             return torch.arange(len(matches.person), device=matches.person.device)
         return matches.image * targets.valid.shape[1] + matches.person
-
-    def _regions(self, finest: Tensor, boxes: Tensor, matches: Matches, targets: Targets) -> Tensor:
-        """(M, C, 14, 14) of the matched boxes among (B, N, 4)."""
-        image, query, _ = matches
-        each = torch.bincount(image, minlength=boxes.shape[0])  # matches come picture by picture
-        place = torch.arange(len(image), device=image.device) - (each.cumsum(0) - each)[image]
-        most = max(1, int(each.max()))
-        of_people = boxes.new_zeros(boxes.shape[0], most, 4).index_put((image, place), boxes[image, query])
-        return multiplied([finest], of_people, POSE_CELLS)[image * most + place]
 
     def _log_phi(self, joints: Joints, aim: Aim) -> Tensor:
         """(M, K): the flow's log density of the joints' errors."""

@@ -53,24 +53,40 @@ def pooled_by_size(maps: Sequence[Tensor], boxes: Tensor, cells: int, roi: Roi) 
     return total
 
 
-def multiplied(maps: Sequence[Tensor], boxes: Tensor, cells: int) -> Tensor:
-    """As `pooled`, of one map, or as `pooled_by_size`, of four: what training takes.
+def multiplied(features: Tensor, boxes: Tensor, image: Tensor, cells: int) -> Tensor:
+    """As `pooled`, in boxes (M, 4) of the pictures `image` (M,) int64, which rises: what training takes.
 
     Rows and columns of the samples are weighed apart, each by a product of matrices. Its gradients are such
     products too, where those of gathered samples are written value by value. The same numbers up to rounding.
     """
-    level = _levels(boxes) if len(maps) > 1 else None
-    total = boxes.new_zeros(())
-    for index, (features, stride) in enumerate(zip(maps, STRIDES, strict=False)):
-        B, C, H, W = features.shape
-        x, y = (_samples(boxes, cells) / stride - 0.5).unbind(2)  # (B, N, 2 cells)
-        across, down = _shares(x, W), _shares(y, H)  # (B, N, cells, W), (B, N, cells, H)
-        if level is not None:
-            down = down * (level == index)[..., None, None]
-        table = features.permute(0, 2, 3, 1).reshape(B, H, W * C).to(boxes.dtype)
-        rows = (down.flatten(1, 2) @ table).reshape(B, boxes.shape[1], cells, W, C)
-        total = total + across[:, :, None] @ rows  # (B, N, cells, cells, C)
-    return total.flatten(0, 1).permute(0, 3, 1, 2)
+    return _products(features, STRIDES[0], boxes, image, cells).permute(0, 3, 1, 2)
+
+
+def multiplied_by_size(maps: Sequence[Tensor], boxes: Tensor, cells: int) -> Tensor:
+    """As `pooled_by_size`, by `multiplied`'s products: what training takes."""
+    level = _levels(boxes)
+    parts: list[Tensor] = []
+    order: list[Tensor] = []
+    for index, (features, stride) in enumerate(zip(maps, STRIDES, strict=True)):
+        image, query = (level == index).nonzero(as_tuple=True)
+        parts.append(_products(features, stride, boxes[image, query], image, cells))
+        order.append(image * boxes.shape[1] + query)
+    return torch.cat(parts).index_select(0, torch.cat(order).argsort()).permute(0, 3, 1, 2)
+
+
+def _products(features: Tensor, stride: int, boxes: Tensor, image: Tensor, cells: int) -> Tensor:
+    """A map (B, C, H, W) in boxes (M, 4) of the pictures `image` (M,), which rises: (M, cells, cells, C)."""
+    B, C, H, W = features.shape
+    each = torch.bincount(image, minlength=B)
+    place = torch.arange(len(image), device=image.device) - (each.cumsum(0) - each)[image]
+    most = max(1, int(each.max()))  # every picture counts as many boxes as the fullest has
+    held = boxes.new_zeros(B, most, 4).index_put((image, place), boxes)
+    x, y = (_samples(held, cells) / stride - 0.5).unbind(2)  # (B, most, 2 cells)
+    across, down = _shares(x, W), _shares(y, H)  # (B, most, cells, W), (B, most, cells, H)
+    table = features.permute(0, 2, 3, 1).reshape(B, H, W * C).to(boxes.dtype)
+    rows = (down.flatten(1, 2) @ table).reshape(B, most, cells, W, C)
+    regions = across[:, :, None] @ rows  # (B, most, cells, cells, C)
+    return regions.flatten(0, 1).index_select(0, image * most + place)
 
 
 def _shares(samples: Tensor, side: int) -> Tensor:
