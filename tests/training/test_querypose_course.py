@@ -152,6 +152,39 @@ def test_the_recipe_starts_the_backbone_from_a_model_that_ships() -> None:
     assert taken == sum(key.startswith("backbone.body.") for key in before)
 
 
+def test_frozen_stages_stay_as_the_backbone_fills_them(tmp_path: Path) -> None:
+    """Their statistics too, while all else learns; after a resume as well."""
+    smoke = recipe(**{"seed: 3": "seed: 3\nbackbone: qrpose_tiny\nfrozen: 3"})
+    trainer = Trainer(smoke, tmp_path)
+    before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    trainer.learn(next(iter(trainer.course.batches(0))))
+    trainer.save()
+    again = Trainer(smoke, tmp_path)
+    again.resume()
+    again.learn(next(iter(again.course.batches(1))))
+    stages = tuple(f"backbone.body.{stage}." for stage in ("stem", "stage4", "stage8"))
+    same = {key for key, value in again.model.state_dict().items() if torch.equal(value, before[key])}
+    assert same == {key for key in before if key.startswith(stages)}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("", "key 'frozen' keeps what 'backbone' gives: name one"),
+        ("backbone: qrpose_tiny\ninitial: shipped", "and leave 'initial' out"),
+    ],
+)
+def test_only_what_a_backbone_gives_is_frozen(more: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(EdgeposeError, match=message):
+        Trainer(recipe(**{"seed: 3": f"seed: 3\nfrozen: 3\n{more}"}), tmp_path)
+
+
+def test_other_bodies_have_no_stages_to_freeze() -> None:
+    plan = course(**{"model: querypose_tiny": "model: querypose_r50\nfrozen: 2"})
+    with torch.device("meta"), pytest.raises(EdgeposeError, match="not for querypose_r50; leave it out"):
+        plan.begin(plan.fresh_model())
+
+
 def test_a_batch_is_learnt(batch: Batch) -> None:
     """The same two pictures again and again: what the last stage says of them comes nearer."""
     plan = course()
@@ -321,6 +354,7 @@ def test_a_picture_that_is_no_number_stops_a_run_that_then_goes_on_as_if_it_had_
         (("seed: 3", "seed: 3\nrules: plain"), "key 'rules' is 'plain'"),
         (("batch: 2", "batch: 2, flow: 0"), "key 'schedule.flow' is 0: .*greater than 0"),
         (("batch: 2", "batch: 2, body: -1"), "key 'schedule.body' is -1: .*greater than 0"),
+        (("seed: 3", "seed: 3\nfrozen: 6"), "key 'frozen' is 6: .*less than or equal to 5"),
     ],
 )
 def test_wrong_keys_are_named(change: tuple[str, str], message: str) -> None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, distributed, nn
 
 from edgepose.calibration.dataset import Dataset
+from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.spec import Spec
 from edgepose.training.batch import Batch, People, normalised
 from edgepose.training.data import Pictures, batches, spec_of
 from edgepose.training.evaluation import score_model
 from edgepose.training.families.course import Course, Group
 from edgepose.training.models import build, load_backbone
+from edgepose.training.models.backbones.residual_pyramid import Residuals
 from edgepose.training.models.querypose.losses import Loss, Outputs, Weights
 from edgepose.training.models.querypose.network import QueryPose
 from edgepose.training.models.querypose.parts import PARTS
@@ -62,6 +64,7 @@ class QueryPoseRecipe(PictureRecipe):
     """A whole run of QueryPose."""
 
     backbone: str | None = None  # a file of weights for the backbone alone, or a model that ships with some
+    frozen: Annotated[int, Field(ge=0, le=5)] = 0  # stages of the small body that stay as it fills them
     # reference: queries go from stage to stage as in the authors' code, part queries by row, not by person
     rules: Literal["corrected", "reference"] = "corrected"
     network: Network = Network()
@@ -99,8 +102,17 @@ class QueryPoseCourse(Course[QueryPoseRecipe, Batch]):
         return cast(QueryPose, build(recipe.model, size=size, reference=reference, **options))
 
     def begin(self, model: nn.Module) -> None:
-        if self.recipe.backbone is not None:
-            load_backbone(model, self.recipe.backbone)
+        recipe = self.recipe
+        if recipe.backbone is not None:
+            load_backbone(model, recipe.backbone)
+        if not recipe.frozen:
+            return
+        body = model.get_submodule("backbone.body")
+        if not isinstance(body, Residuals):
+            raise EdgeposeError(f"key 'frozen' is for querypose_tiny, not for {recipe.model}; leave it out")
+        if recipe.backbone is None or recipe.initial is not None:
+            raise EdgeposeError("key 'frozen' keeps what 'backbone' gives: name one, and leave 'initial' out")
+        body.freeze(recipe.frozen)
 
     def groups(self, model: nn.Module) -> list[Group]:
         schedule = self.recipe.schedule

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import TypeVar, cast
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from edgepose.training.models.blocks import Residual, conv_bn_relu
+
+_Residuals = TypeVar("_Residuals", bound="Residuals")
 
 
 class Residuals(nn.Module):
@@ -26,6 +28,20 @@ class Residuals(nn.Module):
         self.stage8 = Residual(w4, w8, 2)
         self.stage16 = nn.Sequential(Residual(w8, w16, 2), Residual(w16, w16))
         self.stage32 = nn.Sequential(Residual(w16, w32, 2), Residual(w32, w32))
+        self._frozen: list[nn.Module] = []
+
+    def freeze(self, count: int) -> None:
+        """The first `count` of the five stages learn no more, nor do their normalisations measure batches."""
+        stages = (self.stem, self.stage4, self.stage8, self.stage16, self.stage32)
+        self._frozen = [stage.requires_grad_(False) for stage in stages[:count]]
+        self.train(self.training)
+
+    def train(self: _Residuals, mode: bool = True) -> _Residuals:
+        """As any module, but for what is frozen."""
+        super().train(mode)
+        for stage in self._frozen:
+            stage.eval()
+        return self
 
     def taken(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Of the weights of a network with such a backbone those of these layers, by their names here.
