@@ -64,7 +64,8 @@ class QueryPoseRecipe(PictureRecipe):
     """A whole run of QueryPose."""
 
     backbone: str | None = None  # a file of weights for the backbone alone, or a model that ships with some
-    frozen: Annotated[int, Field(ge=0, le=5)] = 0  # stages of the small body that stay as it fills them
+    # How many of the small body's stages, from the first one on, stay as `backbone` fills them.
+    frozen: Annotated[int, Field(ge=0, le=5)] = 0
     # reference: queries go from stage to stage as in the authors' code, part queries by row, not by person
     rules: Literal["corrected", "reference"] = "corrected"
     network: Network = Network()
@@ -102,12 +103,13 @@ class QueryPoseCourse(Course[QueryPoseRecipe, Batch]):
         return cast(QueryPose, build(recipe.model, size=size, reference=reference, **options))
 
     def begin(self, model: nn.Module) -> None:
+        if self.recipe.backbone is not None:
+            load_backbone(model, self.recipe.backbone)
+        if self.recipe.frozen:
+            self._freeze(model.get_submodule("backbone.body"))
+
+    def _freeze(self, body: nn.Module) -> None:
         recipe = self.recipe
-        if recipe.backbone is not None:
-            load_backbone(model, recipe.backbone)
-        if not recipe.frozen:
-            return
-        body = model.get_submodule("backbone.body")
         if not isinstance(body, Residuals):
             raise EdgeposeError(f"key 'frozen' is for querypose_tiny, not for {recipe.model}; leave it out")
         if recipe.backbone is None or recipe.initial is not None:

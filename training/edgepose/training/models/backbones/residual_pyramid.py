@@ -31,7 +31,10 @@ class Residuals(nn.Module):
         self._frozen: list[nn.Module] = []
 
     def freeze(self, count: int) -> None:
-        """The first `count` of the five stages learn no more, nor do their normalisations measure batches."""
+        """The first `count` of the five stages learn no more, nor do their normalisations measure batches.
+
+        No `FrozenNorm`s: files keep their keys.
+        """
         stages = (self.stem, self.stage4, self.stage8, self.stage16, self.stage32)
         self._frozen = [stage.requires_grad_(False) for stage in stages[:count]]
         self.train(self.training)
