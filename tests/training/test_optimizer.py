@@ -70,7 +70,8 @@ def test_parameters_of_one_shape_learn_each_by_itself() -> None:
 def test_other_groups_learn_as_with_adamw() -> None:
     start, gradients = started((8, 5))
     parameter = torch.nn.Parameter(start.clone())
-    expected = moved(torch.optim.AdamW([parameter], 0.02, weight_decay=0.1), parameter, gradients)
+    theirs = torch.optim.AdamW([parameter], 0.02, weight_decay=0.1, fused=True)
+    expected = moved(theirs, parameter, gradients)
     assert torch.equal(ours(start, gradients, 0), expected)
 
 
@@ -100,3 +101,15 @@ def test_orthogonal_keeps_the_directions_and_evens_out_their_lengths(
     assert (inside - torch.diag(inside.diag())).abs().max() < 1e-3
     assert inside.diag().min() > 0.6
     assert inside.diag().max() < 1.3
+
+
+@pytest.mark.parametrize("shape", [(80, 720), (1280, 40), (2, 48, 48)])
+def test_what_a_matrix_lacks_stays_away(shape: tuple[int, ...]) -> None:
+    """Of a gradient of three directions, as of a batch with few people: rounding must blow up no other."""
+    generator = torch.Generator().manual_seed(1)
+    left = torch.linalg.qr(torch.randn(*shape[:-1], 3, generator=generator))[0]
+    right = torch.linalg.qr(torch.randn(*shape[:-2], shape[-1], 3, generator=generator))[0]
+    turned = orthogonal(left @ torch.diag(torch.tensor([1.0, 0.7, 0.4])) @ right.mT)
+    kept = left @ (left.mT @ turned @ right) @ right.mT
+    assert (turned - kept).abs().max() < 1e-4
+    assert torch.linalg.matrix_norm(turned).min() > 0.6 * 3**0.5

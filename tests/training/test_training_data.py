@@ -142,6 +142,34 @@ def test_mosaics_become_rarer_until_the_end(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(closeups) == 4
 
 
+def kind(now: Picture, original: Picture) -> str:
+    """How a picture was changed, if at all; asserts that its joints were changed likewise."""
+    if np.array_equal(now.image, original.image):
+        assert np.array_equal(now.joints, original.joints)
+        return "as it is"
+    if np.array_equal(now.image, original.image[:, ::-1]):
+        there = original.joints[:, list(COCO17.mirror)] * [-1, 1] + [63, 0]
+        assert np.array_equal(now.joints, there.astype(np.float32))
+        return "mirrored"
+    return "changed"
+
+
+@pytest.mark.parametrize(
+    ("plain", "shown"),
+    [
+        ("0.0", {"changed"}),
+        ("0.5", {"as it is", "mirrored", "changed"}),
+        ("1.0", {"as it is", "mirrored"}),
+    ],
+)
+def test_plain_pictures_are_mirrored_at_most(plain: str, shown: set[str]) -> None:
+    """Pixel for pixel; their colours, too."""
+    stream = Pictures(recipe(**{"workers: 0": f"workers: 0, augment: {{plain: {plain}}}"}))
+    originals = {one.ids: one for one in (stream._plain_at(index) for index in range(6))}
+    seen = [stream[ordinal] for ordinal in range(40)]
+    assert {kind(now, originals[now.ids]) for now in seen} == shown
+
+
 def test_the_area_grows_with_the_square_of_the_scale() -> None:
     matrix = np.array([[1.5, 0, -16], [0, 1.5, -16]])
     assert warp(spotted(0), matrix, False, (0, 0, 0), 64).area[0] == pytest.approx(400 * 2.25)

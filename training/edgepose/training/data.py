@@ -27,6 +27,7 @@ Bools = npt.NDArray[np.bool_]
 Matrix = npt.NDArray[np.float64]
 CLOSEUP = (math.log(0.4), math.log(1.0))  # a person's longer side in the tile's, log-uniform
 CLOSEUP_SCALES = (0.3, 1.5)
+STILL = {"scale": (1.0, 1.0), "rotation_degrees": 0.0, "translation": 0.0, "colour": 0.0}
 QUALITIES = (40, 95)  # of JPEG, lowest and highest
 
 
@@ -200,6 +201,8 @@ class Pictures(TorchDataset[Picture]):
             changed = mosaic([self._closeup(tile, rng) for tile in tiles])
         else:
             picture = self._plain_at(self._index(ordinal))
+            if augment.plain and rng.random() < augment.plain:
+                augment = augment.model_copy(update=STILL)
             matrix, mirrored = random_affine(rng, augment, side)
             changed = warp(picture, matrix, mirrored, pad_colour(self._spec), side)
         if augment.colour:

@@ -135,7 +135,8 @@ class Trainer:
             found = {m: groups[m][name] for m in MOMENTS if name in groups.get(m, {})}
             if not found:  # it is frozen
                 continue
-            moments = {moment: value.to(parameter.device) for moment, value in found.items()}
+            # In the parameter's own order of memory: AdamW's one call pairs numbers by where they lie.
+            moments = {moment: torch.empty_like(parameter).copy_(value) for moment, value in found.items()}
             self.optimizer.state[parameter] = {"step": torch.tensor(float(progress.step)), **moments}
         self.step, self.seconds = progress.step, progress.seconds
 

@@ -7,8 +7,9 @@ in bf16, which CPUs emulate; here a convolution's kernel is the matrix of its ou
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -36,6 +37,8 @@ class Muon(torch.optim.AdamW):
         """One step from the gradients that there are."""
         kept: list[tuple[Tensor, Tensor | None]] = []
         for group in self.param_groups:
+            # AdamW's in one call; on a GPU torch has chosen such a way already.
+            group["fused"] = all(parameter.device.type == "cpu" for parameter in group["params"])
             if not group["orthogonal"]:
                 continue
             alike: dict[torch.Size, list[Tensor]] = {}
@@ -72,13 +75,37 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """(..., m, n) -> of the same shape and singular vectors, with all singular values near 1."""
+    """(..., m, n) -> of the same shape and singular vectors, with all singular values near 1.
+
+    A round x -> p(s) x, with a polynomial p of the square s = x x^T, makes p(s) s p(s) of the square. So the
+    rounds are of squares of the short side alone; the long side is multiplied by before and after them.
+    """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
+    x = x.reshape(-1, *x.shape[-2:])
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-12)
     a, b, c = QUINTIC
-    for _ in range(ROUNDS):
+    with _unrounded():
         square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
-    turned: Tensor = x.mT if tall else x
-    return turned
+        turn = torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand_as(square)
+        for _ in range(ROUNDS):
+            now = torch.baddbmm(square, square, square, beta=b, alpha=c)
+            now.diagonal(dim1=1, dim2=2).add_(a)
+            turn = now @ turn
+            square = now @ square @ now
+        turned: Tensor = turn @ x
+    return (turned.mT if tall else turned).reshape(matrices.shape)
+
+
+@contextlib.contextmanager
+def _unrounded() -> Iterator[None]:
+    """Products of whole float32 numbers on a GPU, too.
+
+    What TF32 rounds off may make a square's least eigenvalues negative, and the rounds would blow these up.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

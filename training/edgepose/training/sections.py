@@ -102,6 +102,7 @@ class Augment(Section):
     """How far a whole picture may be changed."""
 
     mosaic: Fraction = 0.0  # share of pictures made of four close-ups of people; falls to 0 until the end
+    plain: Fraction = 0.0  # share of the others that are mirrored at most, so as the camera shows them
     flip: Fraction = 0.5
     scale: Range = (0.75, 1.35)
     rotation_degrees: NonNegative = 15.0  # standard deviation, cut at twice that
