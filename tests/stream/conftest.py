@@ -51,7 +51,7 @@ def still_refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "coarse": constant([128, 96], first),
         "fine": constant([128, 96], {"heatmaps": seen["heatmaps"]}, tuple(CONTEXT)),
     }
-    spec = Spec("sharpose", "still", 96, 128, graphs=GRAPHS, resize="crop", refine_below=0.96)
+    spec = Spec("sharpose", "still", 96, 128, graphs=GRAPHS, resize="crop", refine_below=0.96, sharp_cells=1)
     gauge = {"version": 1, "coarse": [0, 1], "fine": [0, 1]}  # its promise is what it reaches
     return published(tmp_path_factory.mktemp("refiner"), spec, graphs, {FILE: json.dumps(gauge)})
 

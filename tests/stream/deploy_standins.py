@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from edgepose.runtime.bundle import Bundle
 
@@ -20,22 +21,26 @@ SYSTEMD = Path(__file__).resolve().parents[1] / "doubles" / "systemd"
 UNIT = "edgepose-pose.service"
 
 
-def golden(still: Path, path: Path, note: str = "", moved_px: float = 0.0) -> Bundle:
-    """A copy of the still bundle with golden vectors; `note` makes it another one, `moved_px` wrong ones."""
-    joints = np.arange(17, dtype=np.float32)
-    pose = np.stack([40 + 2 * joints, 20 + 4 * joints], 1)  # what conftest.still_bundle always answers
-    answers = {
-        "scores": np.array([[0.9, 0.0]], np.float32),
-        "keypoints": np.tile(pose, (1, 2, 1, 1)).astype(np.float32) + moved_px,
-        "keypoint_scores": np.full((1, 2, 17), 0.8, np.float32),
-    }
-    arrays = {
-        f"pose.{view}/{name}": array for view in ("fp32", "int8.ort") for name, array in answers.items()
-    }
-    packed = io.BytesIO()
-    np.savez(packed, frames=np.zeros((1, 128, 128, 3), np.uint8), **arrays)
+def golden(still: Path, path: Path, note: str = "", moved_px: int = 0) -> Bundle:
+    """A copy of a still bundle with golden vectors; `note` makes it another one, `moved_px` wrong ones."""
     shutil.copy2(still, path)
-    return Bundle.open(path).with_files({"golden.npz": packed.getvalue(), "README.md": note.encode()})
+    bundle, packed = Bundle.open(path), io.BytesIO()
+    arrays = {
+        f"{graph}.{view}/{name}": array + moved_px if name == "keypoints" else np.roll(array, moved_px, -1)
+        for graph in bundle.spec.graphs
+        for name, array in constants(bundle, graph).items()
+        for view in ("fp32", "int8.ort")
+    }
+    np.savez(packed, frames=np.zeros((1, bundle.spec.height, bundle.spec.width, 3), np.uint8), **arrays)
+    return bundle.with_files({"golden.npz": packed.getvalue(), "README.md": note.encode()})
+
+
+def constants(bundle: Bundle, graph: str) -> dict[str, np.ndarray]:
+    """What a graph of `conftest.constant` always answers."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(bundle.graph(graph, "fp32"))
+    held = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+    return {one.name: held[f"{one.name}_value"] for one in model.graph.output}
 
 
 def options(port: int, *more: str) -> list[str]:

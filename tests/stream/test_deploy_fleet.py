@@ -30,7 +30,7 @@ pytest.importorskip("ansible", reason="ansible-core is of edgepose[workstation]"
 @pytest.fixture
 def make(still_bundle: Path, tmp_path: Path) -> Callable[..., Bundle]:
     """Bundles that differ by a note."""
-    return lambda note, moved_px=0.0: golden(still_bundle, tmp_path / f"{note}.edgepose", note, moved_px)
+    return lambda note, moved_px=0: golden(still_bundle, tmp_path / f"{note}.edgepose", note, moved_px)
 
 
 @pytest.fixture
@@ -71,17 +71,20 @@ def run(*words: object, **environment: str) -> tuple[int, list[dict[str, Any]], 
 
 
 def test_waves_stop_at_the_first_board_that_keeps_what_it_had(
-    boards: list[Board], make: Callable[..., Bundle], tmp_path: Path
+    boards: list[Board], make: Callable[..., Bundle], still_refiner: Path, tmp_path: Path
 ) -> None:
     ports = [free_port() for _ in boards]
     each = {board.folder.name: options(port) for board, port in zip(boards, ports, strict=True)}
     where = inventory(tmp_path / "boards.json", boards, each)
-    one = make("one")
-    code, told, err = run(one.path, "--inventory", where, "--wave", 3, EDGEPOSE_STREAM_USER="a:b c'd")
+    second = golden(still_refiner, tmp_path / "second.edgepose")
+    shutil.copytree(second.folder, tmp_path / "second")
+    pair = (make("one").path, "--refine", tmp_path / "second")
+    code, told, err = run(*pair, "--inventory", where, "--wave", 3, EDGEPOSE_STREAM_USER="a:b c'd")
     assert (code, [each["state"] for each in told]) == (0, ["streams"] * 3), err
     for board, port, result in zip(boards, ports, told, strict=True):
         assert board.linked("live") == result["told"]["release"]
         assert result["told"]["url"] == f"rtsp://127.0.0.1:{port}/pose"
+        assert Bundle.open(board.shelf / "live" / "refine").files == second.files
         assert read_rtsp(f"rtsp://a:b%20c%27d@127.0.0.1:{port}/pose", 2)
 
     before = [board.linked("live") for board in boards]
@@ -98,13 +101,14 @@ def test_waves_stop_at_the_first_board_that_keeps_what_it_had(
         f"{before[1]}, which was live before, streams again; not tried after that: yard"
     )
     assert boards[0].linked("before") == before[0] != boards[0].linked("live")
+    assert not (boards[0].shelf / "live" / "refine").exists()  # not said again with the stream's options
     assert [board.linked("live") for board in boards[1:]] == before[1:]
 
     code, told, err = run("--back", "--inventory", where, "--board", "hall")
     assert (code, [each["board"] for each in told]) == (0, ["hall"]), err
     assert boards[0].linked("live") == before[0]
 
-    code, told, err = run(make("wrong", moved_px=9.0).path, "--inventory", where, "--board", "yard")
+    code, told, err = run(make("wrong", moved_px=9).path, "--inventory", where, "--board", "yard")
     assert (code, told[0]["state"], told[0]["exit_code"]) == (1, "kept", 1)
     assert "yard: still: ONNX Runtime here does not reproduce the golden vectors" in err
 

@@ -30,7 +30,12 @@ pytest.importorskip("gi", reason="GStreamer's Python bindings come from the dist
 @pytest.fixture
 def make(still_bundle: Path, tmp_path: Path) -> Callable[..., Bundle]:
     """Bundles that differ by a note."""
-    return lambda note, moved_px=0.0: golden(still_bundle, tmp_path / f"{note}.edgepose", note, moved_px)
+    return lambda note, moved_px=0: golden(still_bundle, tmp_path / f"{note}.edgepose", note, moved_px)
+
+
+@pytest.fixture
+def refiner(still_refiner: Path, tmp_path: Path) -> Bundle:
+    return golden(still_refiner, tmp_path / "refiner.edgepose")
 
 
 def run(*words: object) -> int:
@@ -80,7 +85,7 @@ def test_a_bundle_that_is_not_proven_touches_nothing(
     port = free_port()
     assert run(make("one").path, "--here", "--", *options(port)) == 0
     before, releases = board.process(), board.releases()
-    assert run(make("wrong", moved_px=3.0).path, "--here") == 1
+    assert run(make("wrong", moved_px=3).path, "--here") == 1
     assert (
         "still: ONNX Runtime here does not reproduce the golden vectors of pose.int8.ort: it is score 0, "
         in (capsys.readouterr().err)
@@ -242,11 +247,76 @@ def test_what_contradicts_itself_or_is_not_there(
     assert not board.shelf.exists() or Shelf(board.shelf).live() is None
 
 
-def test_a_second_network_alone_is_refused(
-    board: Board, still_refiner: Path, capsys: pytest.CaptureFixture[str]
+def stages(port: int) -> set[str | None]:
+    """Which looks the people of the stream's next pictures come from; None: there is no second network."""
+    frames = read_rtsp(url(port), 5)
+    return {person.get("stage") for frame in frames if frame.poses for person in frame.poses["people"]}
+
+
+def test_two_networks_go_live_together(
+    board: Board,
+    make: Callable[..., Bundle],
+    refiner: Bundle,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(still_refiner, "--here", "--", *options(free_port())) == 2
-    assert "cannot find people by itself" in capsys.readouterr().err
+    one, port = make("one"), free_port()
+    pair = (one.path, "--refine", refiner.path, "--here", "--json")
+    assert run(*pair, "--", *options(port, "--refine-policy", "always")) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert set(first["proof"]["golden"]) == {"pose.int8.ort"}
+    assert set(first["proof"]["second"]["golden"]) == {"coarse.int8.ort", "fine.int8.ort"}
+    assert stages(port) == {"fine"}
+    refiner.path.unlink()  # the board has its own
+
+    before = board.process()
+    assert run(one.path, "--here") == 0  # the same again: nothing is touched
+    assert board.process() == before
+    assert run(make("two").path, "--here") == 0  # the second one holds as the options do
+    assert "streams on ONNX Runtime, refined on ONNX Runtime at " in capsys.readouterr().out
+    assert stages(port) == {"fine"}
+    assert run(make("two").path, "--here", "--", *options(port)) == 0
+    assert stages(port) == {None}
+    assert run("--back", "--here") == 0
+    assert stages(port) == {"fine"}
+
+
+def test_a_second_network_that_is_not_proven_touches_nothing(
+    board: Board, make: Callable[..., Bundle], still_refiner: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    assert run(make("one").path, "--here", "--", *options(port)) == 0
+    before, releases = board.process(), board.releases()
+    wrong = golden(still_refiner, board.folder / "wrong.edgepose", moved_px=5)
+    assert run(make("one").path, "--refine", wrong.path, "--here") == 1
+    assert "does not reproduce the golden vectors of coarse.int8.ort" in capsys.readouterr().err
+    assert (board.process(), board.releases()) == (before, releases)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("{second}",), "cannot find people by itself"),
+        (("{first}", "--refine", "{first}"), "so it cannot refine poses; give a bundle of SHaRPose"),
+        (("{first}", "--refine", "/no/such"), "/no/such: no such bundle"),
+        (("--back", "--refine", "{second}"), "give either a BUNDLE, with what refines it and the options"),
+        (("{first}", "--", "--refine", "{second}"), " after --: give it before, and it is brought, kept and"),
+        (("{first}", "--", "--refine-policy", "auto"), "nothing to refine with; add --refine BUNDLE"),
+    ],
+)
+def test_two_networks_that_are_no_pair(
+    words: tuple[str, ...],
+    sentence: str,
+    board: Board,
+    make: Callable[..., Bundle],
+    refiner: Bundle,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first = make("one").path
+    given = [word.format(first=first, second=refiner.path) for word in words]
+    more = options(free_port()) if "--" in words else ["--", *options(free_port())]
+    assert run("--here", *given, *([] if "--back" in words else more)) == 2
+    assert sentence in capsys.readouterr().err
+    assert not board.shelf.exists()
 
 
 def test_a_disk_without_room_changes_nothing(

@@ -136,7 +136,8 @@ def test_the_last_words_are_the_streams_own_sentence(board: Board) -> None:
     ("words", "sentence"),
     [
         (("--source", "walk.mp4"), "--source walk.mp4: a service works in no folder"),
-        ((*options(8554), "--refine", "tiny.edgepose"), "--refine tiny.edgepose: a service works"),
+        ((*options(8554), "--refine", "/b"), "--refine /b after --: give it before, and it is brought"),
+        ((*options(8554), "--budget-ms", "9"), "--budget-ms 9.0: there is nothing to refine with"),
         ((*options(8554), "--poses", "out.jsonl"), "--poses out.jsonl: a service works"),
         (("--source", "/walk.mp4", "--once"), "--once after --: a service has no end"),
         ((*options(8554), "--duration", "5"), "--duration after --: a service has no end"),
@@ -161,7 +162,7 @@ def test_options_that_are_none_of_the_stream(words: tuple[str, ...]) -> None:
 
 
 def test_what_the_options_say() -> None:
-    told = Streaming.of((*options(8554), "--poses", "-", "--refine", "/b"), "viewer:secret")
+    told = Streaming.of((*options(8554), "--poses", "-", "--refine-policy", "auto"), "viewer:secret", True)
     assert (told.endpoint.port, told.endpoint.mount, told.device, told.precision) == (
         8554,
         "/pose",

@@ -49,6 +49,24 @@ def test_a_release_is_the_bundle_and_how_it_is_streamed(board: Board, bundle: Bu
         release.streaming()
 
 
+def test_a_second_bundle_is_a_part_of_the_release(
+    board: Board, bundle: Bundle, still_refiner: Path, tmp_path: Path
+) -> None:
+    seconds = [golden(still_refiner, tmp_path / f"{note}.edgepose", note) for note in "ab"]
+    shelf = Shelf.of("pose")
+    releases = [shelf.stage(bundle, STREAMING, second) for second in (None, *seconds)]
+    assert len(board.releases()) == 3
+    assert releases[0].second is None
+    for release, second in zip(releases[1:], seconds, strict=True):
+        assert Bundle.open(release.bundle).files == bundle.files
+        assert release.second is not None
+        assert Bundle.open(release.second).files == second.files
+    taken(shelf, releases[1])
+    live = shelf.live()
+    assert live is not None
+    assert live.second is not None
+
+
 def test_a_bundle_that_lies_unpacked_beside_other_files_is_the_same_release(
     board: Board, bundle: Bundle, tmp_path: Path
 ) -> None:

@@ -21,12 +21,18 @@ from edgepose.runtime.deploy.shelf import Shelf
 from edgepose.runtime.deploy.streaming import LOGIN, Streaming
 from edgepose.runtime.flags import FiniteRange, given
 from edgepose.runtime.stream.outlet import say
-from edgepose.runtime.topdown.pair import require_first
+from edgepose.runtime.topdown.pair import require_first, require_pair
 
 
 @click.command(short_help="Take a bundle live on boards: proven there, or taken back.")
 @click.argument("bundle_path", metavar="[BUNDLE]", required=False)
 @click.argument("options", metavar="[-- STREAM OPTIONS]", nargs=-1)
+@click.option(
+    "--refine",
+    "second_path",
+    metavar="SECOND",
+    help="A second bundle (SHaRPose), which looks again at the people of BUNDLE: kept and proven with it.",
+)
 @click.option("--here", "is_here", is_flag=True, help="On this machine.")
 @click.option(
     "--board",
@@ -62,6 +68,7 @@ from edgepose.runtime.topdown.pair import require_first
 def deploy(
     bundle_path: str | None,
     options: Sequence[str],
+    second_path: str | None,
     is_here: bool,
     boards: Sequence[str],
     inventory: Path | None,
@@ -77,25 +84,27 @@ def deploy(
     A board keeps the bundle beside the one that is live, builds and proves its engines (`edgepose build`,
     `edgepose verify --on-board`; without a GPU ONNX Runtime on the golden pictures), starts it, and watches
     it stream. If any of this fails, what was live before is live again, and no further board is touched
-    (exit code 1 or 4). Without STREAM OPTIONS those of the live release hold. A login for viewers comes from
-    EDGEPOSE_STREAM_USER, and stays until that names another, or is empty.
+    (exit code 1 or 4). Without STREAM OPTIONS those of the live release hold, and so does its SECOND. A login
+    for viewers comes from EDGEPOSE_STREAM_USER, and stays until that names another, or is empty.
     """
-    _require_one_way(is_here, back, bundle_path, options)
+    _require_one_way(is_here, back, bundle_path, bool(options or second_path))
     shelf = Shelf.of(name or "pose")
-    bundle = Bundle.open(bundle_path) if bundle_path else None
+    bundle, second = (Bundle.open(path) if path else None for path in (bundle_path, second_path))
     login = os.environ.get(LOGIN)
     if bundle is not None:
         require_first(bundle)
-    if options:
-        Streaming.of(options, login or None)  # a mistake in them is said before any board is asked
+        if second is not None:
+            require_pair(bundle, second)
+    if options:  # a mistake in them is said before any board is asked
+        Streaming.of(options, login or None, second is not None)
     if is_here:
         require_systemd()
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a connection that breaks ends no deployment half way
-        wish = here.Wish(options, login)
+        wish = here.Wish(options, login, second)
         done = here.deployed(shelf, bundle, wish, patience) if bundle else here.back(shelf, patience)
         say(json.dumps(done.to_dict()) if as_json else done.sentence(), err=False)
         return
-    order = fleet.Order(bundle, tuple(options) or None, name, command, login, patience)
+    order = fleet.Order(bundle, second, tuple(options) or None, name, command, login, patience)
     results = fleet.deployed(order, fleet.Boards(tuple(boards), inventory, wave))
     if as_json:
         say(json.dumps([result.to_dict() for result in results]), err=False)
@@ -110,18 +119,20 @@ def _table(results: Sequence[fleet.Result]) -> Table:
         told, late = result.told, result.told.get("watched", {}).get("latency_p50_ms")
         rows.add_row(
             *(result.board, result.state, told.get("release") or "", told.get("before") or ""),
-            (told.get("proof") or {}).get("runs", ""),
+            here.runs_on(told["proof"]) if told.get("proof") else "",
             "" if late is None else f"{late:.0f}",
         )
     return rows
 
 
-def _require_one_way(is_here: bool, back: bool, bundle: str | None, options: Sequence[str]) -> None:
+def _require_one_way(is_here: bool, back: bool, bundle: str | None, has_more: bool) -> None:
     """Refuse options that contradict each other, or miss what they need."""
     asked = given()
     if is_here == bool(asked & {"boards", "inventory"}):
         raise click.UsageError("give either --here or the boards: --board or --inventory")
     if is_here and asked & {"wave", "command"}:
         raise click.UsageError("--wave and --command are for boards: leave them out with --here")
-    if back == bool(bundle) or (back and options):
-        raise click.UsageError("give either a BUNDLE, with the options of its stream, or --back")
+    if back == bool(bundle) or (back and has_more):
+        raise click.UsageError(
+            "give either a BUNDLE, with what refines it and the options of its stream, or --back"
+        )

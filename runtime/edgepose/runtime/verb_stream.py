@@ -151,7 +151,8 @@ def stream(
     require_first(bundle)
     least = bundle.spec.score_threshold if threshold is None else threshold
     settings = Settings(endpoint, overlay, size, fps, least, bundle.spec.joints())
-    refining = _refining(bundle, refine_path, _dial(refine_path, refine_policy, budget_ms, least))
+    require_refiner(refine_path, refine_policy, budget_ms)
+    refining = _refining(bundle, refine_path, _dial(refine_policy, budget_ms, least))
     with contextlib.ExitStack() as stack:
         outlet = stack.enter_context(outlet_of(poses_target))
         on_line = outlet.put if outlet else _nowhere
@@ -228,10 +229,14 @@ class _Refining:
     done: Refinements
 
 
-def _dial(refine_path: str | None, policy: str | None, budget_ms: float | None, least: float) -> Dial:
+def require_refiner(refine_path: str | None, policy: str | None, budget_ms: float | None) -> None:
+    """Raises EdgeposeError for settings of a second network that is not there."""
     for flag, value in (("--refine-policy", policy), ("--budget-ms", budget_ms)):
         if value is not None and refine_path is None:
             raise EdgeposeError(f"{flag} {value}: there is nothing to refine with; add --refine BUNDLE")
+
+
+def _dial(policy: str | None, budget_ms: float | None, least: float) -> Dial:
     budget_s = float("inf") if budget_ms is None else budget_ms / 1000
     return Dial(policy or "auto", budget_s, least)
 

@@ -1,4 +1,4 @@
-"""A deployment on many boards, by Ansible: it brings the bundle, and has each board do `deploy --here`."""
+"""A deployment on many boards, by Ansible: it brings the bundles, and has each board do `deploy --here`."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ class Order:
     """What every board is to do."""
 
     bundle: Bundle | None  # None: to go back
+    second: Bundle | None  # that refines what the other one finds, as `here.Wish` has it
     # What is not said here is as the inventory says.
     options: tuple[str, ...] | None  # of `edgepose stream`; by default those of the live release
     name: str | None  # by default pose
@@ -49,15 +50,16 @@ class Order:
     login: str | None  # as `here.Wish` has it
     patience_s: float
 
-    def variables(self, bundle: Path | None, wave: int) -> dict[str, Any]:
-        """Of the playbook."""
+    def variables(self, folder: Path, wave: int) -> dict[str, Any]:
+        """Of the playbook. Bundles that are no files are packed into `folder`."""
         said = {
             "edgepose_options": self.options,
             "edgepose_name": self.name,
             "edgepose_command": self.command,
         }
         return {name: value for name, value in said.items() if value is not None} | {
-            "edgepose_bundle": None if bundle is None else str(bundle),
+            "edgepose_bundle": _packed(self.bundle, folder / "bundle.edgepose"),
+            "edgepose_second": _packed(self.second, folder / "second.edgepose"),
             "edgepose_environment": {} if self.login is None else {LOGIN: self.login},
             "edgepose_patience": f"{self.patience_s:g}",
             "edgepose_wave": wave,
@@ -113,8 +115,7 @@ def deployed(order: Order, boards: Boards) -> list[Result]:
     results: dict[str, Result] = {}
     with tempfile.TemporaryDirectory(prefix="edgepose-") as temporary, progress_bar() as bar:
         folder = Path(temporary)  # nobody else may read it: the variables hold the login
-        packed = None if order.bundle is None else _packed(order.bundle, folder)
-        write_json(folder / "order.json", order.variables(packed, boards.wave))
+        write_json(folder / "order.json", order.variables(folder, boards.wave))
         aliases, task = boards.aliases(), bar.add_task("boards", total=None)
         for event in _played([*boards.arguments(folder), "-e", f"@{folder / 'order.json'}"]):
             if event["event"] == "boards":
@@ -194,15 +195,16 @@ def _address(text: str) -> dict[str, Any]:
     return {name: value for name, value in known.items() if value is not None}
 
 
-def _packed(bundle: Bundle, folder: Path) -> Path:
-    """The bundle as one file."""
+def _packed(bundle: Bundle | None, path: Path) -> str | None:
+    """Where the bundle is one file: itself, or made at `path`."""
+    if bundle is None:
+        return None
     if bundle.path.is_file():
-        return bundle.path.absolute()
-    path = folder / "bundle.edgepose"
+        return str(bundle.path.absolute())
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in (INDEX, *bundle.files):
             archive.write(bundle.folder / name, name)
-    return path
+    return str(path)
 
 
 def require_streaming(results: Sequence[Result]) -> None:

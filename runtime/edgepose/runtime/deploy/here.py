@@ -19,6 +19,7 @@ from edgepose.runtime.errors import EdgeposeError, HardwareError
 from edgepose.runtime.stream.client import watch_rtsp
 from edgepose.runtime.stream.counters import Watched
 from edgepose.runtime.stream.grammar import Endpoint
+from edgepose.runtime.topdown.pair import require_pair
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +46,16 @@ class Deployed:
 
     def sentence(self) -> str:
         """For people, one line."""
-        runs = f" on {self.proof['runs']}" if self.proof else ""
+        runs = f" on {runs_on(self.proof)}" if self.proof else ""
         before = f"; before it: {self.before}" if self.before else ""
         late = self.watched["latency_p50_ms"]
         return f"{self.name}: {self.release} streams{runs} at {self.url}, {late:.0f} ms late{before}"
+
+
+def runs_on(proof: dict[str, Any]) -> str:
+    """What was proven, in words."""
+    second = f", refined on {proof['second']['runs']}" if "second" in proof else ""
+    return f"{proof['runs']}{second}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +64,27 @@ class Wish:
 
     options: Sequence[str]  # of `edgepose stream`; none: those of what is live
     login: str | None  # NAME:PASSWORD for viewers; None: that of what is live; empty: nobody is asked for one
+    second: Bundle | None = None  # that refines what the bundle finds; goes with the options
+
+    def refiner(self, live: Release | None) -> Bundle | None:
+        """The bundle that is to refine: where neither it nor options were said, that of what is live."""
+        if self.second is not None or self.options or live is None or live.second is None:
+            return self.second
+        return Bundle.open(live.second)
 
     def granted(self, live: Release | None) -> Streaming:
         """Raises EdgeposeError, or click's UsageError, for what cannot be a service."""
+        refines = self.refiner(live) is not None
         if live is None:
             if not self.options:
                 raise EdgeposeError(
                     "nothing is live here whose options could hold; give them: "
                     "edgepose deploy BUNDLE --here -- --source v4l2:/dev/video0 --rtsp :8554/pose"
                 )
-            return Streaming.of(self.options, self.login or None)
+            return Streaming.of(self.options, self.login or None, refines)
         known = live.streaming()
         login = known.login if self.login is None else self.login
-        return Streaming.of(self.options or known.options, login or None)
+        return Streaming.of(self.options or known.options, login or None, refines)
 
 
 def deployed(shelf: Shelf, bundle: Bundle, wish: Wish, patience_s: float) -> Deployed:
@@ -80,13 +95,18 @@ def deployed(shelf: Shelf, bundle: Bundle, wish: Wish, patience_s: float) -> Dep
     """
     with shelf.locked():
         _end_of_last_trial(shelf)
-        streaming = wish.granted(shelf.live())
-        release = shelf.stage(bundle, streaming)
+        live = shelf.live()
+        streaming, second = wish.granted(live), wish.refiner(live)
+        if second is not None:
+            require_pair(bundle, second)
+        release = shelf.stage(bundle, streaming, second)
         if release == shelf.live() and (watched := _streams(release)):
             return _told(shelf, None, watched)
         with _discarded_on_error(shelf, release):
             log.info("%s: %s is being proven", shelf.name, release.id)
             proof = prove(Bundle.open(release.bundle), streaming)
+            if release.second is not None:
+                proof["second"] = prove(Bundle.open(release.second), streaming)
             watched = _tried(shelf, release, patience_s)
         return _told(shelf, proof, watched)
 

@@ -1,8 +1,8 @@
 """What a board keeps of one stream: the release that is live, the one before it, and one on trial.
 
-NAME/releases/ID/bundle, NAME/releases/ID/stream.json and three links to releases: `live` is what the service
-starts, `before` what one can go back to, `trial` stands while nobody knows whether `live` streams. Every step
-is one rename, so that a power cut leaves either what was or what is.
+NAME/releases/ID has `bundle`, `refine` where a second network refines, and stream.json. Three links lead to
+releases: `live` is what the service starts, `before` what one can go back to, `trial` stands while nobody
+knows whether `live` streams. Every step is one rename, so that a power cut leaves either what was or what is.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from edgepose.runtime.errors import EdgeposeError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")  # also a part of a unit's name
 _ID = 12  # hex digits of a release's name
+_FIRST, _SECOND = "bundle", "refine"  # folders of a release
 
 
 def default_root() -> Path:
@@ -34,18 +35,24 @@ def default_root() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A bundle and how it is streamed."""
+    """A bundle, or a pair of them, and how it is streamed."""
 
     folder: Path
 
     @property
     def id(self) -> str:
-        """Of the bundle's bytes and of how it is streamed."""
+        """Of the bundles' bytes and of how they are streamed."""
         return self.folder.name
 
     @property
     def bundle(self) -> Path:
-        return self.folder / "bundle"
+        return self.folder / _FIRST
+
+    @property
+    def second(self) -> Path | None:
+        """The bundle that refines what the other one finds."""
+        path = self.folder / _SECOND
+        return path if path.is_dir() else None
 
     def streaming(self) -> Streaming:
         """Raises EdgeposeError when its file is damaged."""
@@ -96,16 +103,18 @@ class Shelf:
                 ) from error
             yield
 
-    def stage(self, bundle: Bundle, streaming: Streaming) -> Release:
-        """Keep a release, all of it or nothing; nothing that runs notices."""
-        release = Release(self.folder / "releases" / identity(bundle, streaming))
+    def stage(self, bundle: Bundle, streaming: Streaming, second: Bundle | None = None) -> Release:
+        """Keep a release, all of it or nothing; nothing that runs notices.
+
+        `second` is the bundle that refines what the first one finds.
+        """
+        release = Release(self.folder / "releases" / identity(bundle, streaming, second))
         if release.folder.exists():
             return release
         with draft_folder(release.folder) as draft:
-            (draft / "bundle").mkdir()
-            for name in (INDEX, *bundle.files):
-                shutil.copy2(bundle.folder / name, draft / "bundle" / name)
-            Bundle.open(draft / "bundle")  # a disk may lose what it was given
+            _keep(bundle, draft / _FIRST)
+            if second is not None:
+                _keep(second, draft / _SECOND)
             streaming.write(draft)
             os.sync()  # the links may reach the disk before what they link to
         return release
@@ -158,8 +167,15 @@ class Shelf:
         draft.replace(self.folder / name)
 
 
-def identity(bundle: Bundle, streaming: Streaming) -> str:
-    """The name of the release that these two make."""
-    index = read_json(bundle.folder / INDEX, "a bundle index")
-    text = json.dumps([index, streaming.to_dict()], sort_keys=True)
+def _keep(bundle: Bundle, folder: Path) -> None:
+    folder.mkdir()
+    for name in (INDEX, *bundle.files):
+        shutil.copy2(bundle.folder / name, folder / name)
+    Bundle.open(folder)  # a disk may lose what it was given
+
+
+def identity(bundle: Bundle, streaming: Streaming, second: Bundle | None = None) -> str:
+    """The name of the release that these make."""
+    index, *more = (read_json(one.folder / INDEX, "a bundle index") for one in (bundle, second) if one)
+    text = json.dumps([index, streaming.to_dict(), *more], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_ID]

@@ -37,7 +37,8 @@ def main() -> None:
     """Never returns when a stream was started."""
     release = trusted(Shelf(Path(sys.argv[1])))
     streaming = release.streaming()
-    words = command_of("stream", "--bundle", release.bundle, *streaming.options)
+    refine = () if release.second is None else ("--refine", release.second)
+    words = command_of("stream", "--bundle", release.bundle, *refine, *streaming.options)
     environment = os.environ | ({LOGIN: streaming.login} if streaming.login else {})
     os.execve(words[0], words, environment)
 

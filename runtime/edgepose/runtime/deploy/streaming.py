@@ -14,7 +14,7 @@ from edgepose.runtime.drafts import read_json
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.stream.grammar import Endpoint, File, parse_endpoint, parse_login, parse_source
 from edgepose.runtime.stream.outlet import STDOUT
-from edgepose.runtime.verb_stream import stream
+from edgepose.runtime.verb_stream import require_refiner, stream
 
 LOGIN = "EDGEPOSE_STREAM_USER"
 _FILE = "stream.json"
@@ -35,14 +35,22 @@ class Streaming:
     login: str | None = None  # NAME:PASSWORD for viewers
 
     @classmethod
-    def of(cls, options: Sequence[str], login: str | None) -> Streaming:
-        """Raises EdgeposeError, or click's UsageError, for what `edgepose stream` would not take."""
+    def of(cls, options: Sequence[str], login: str | None, refines: bool = False) -> Streaming:
+        """`refines`: a second bundle is deployed with the first.
+
+        Raises EdgeposeError, or click's UsageError, for what `edgepose stream` would not take.
+        """
         streaming = cls(tuple(options), login)
         parameters = streaming._parameters()
+        if parameters["refine_path"] is not None:
+            raise EdgeposeError(
+                f"--refine {parameters['refine_path']} after --: give it before, and it is brought, kept and "
+                "proven with the other: edgepose deploy BUNDLE --refine SECOND"
+            )
+        require_refiner(_OWN if refines else None, parameters["refine_policy"], parameters["budget_ms"])
         source = parse_source(parameters["source_text"])
         paths = {
             "--source": source.path if isinstance(source, File) else None,
-            "--refine": parameters["refine_path"],
             "--poses": parameters["poses_target"],
         }
         for option, path in paths.items():
