@@ -76,14 +76,16 @@ def test_waves_stop_at_the_first_board_that_keeps_what_it_had(
     ports = [free_port() for _ in boards]
     each = {board.folder.name: options(port) for board, port in zip(boards, ports, strict=True)}
     where = inventory(tmp_path / "boards.json", boards, each)
-    second = golden(still_refiner, tmp_path / "second.edgepose")
-    shutil.copytree(second.folder, tmp_path / "second")
-    pair = (make("one").path, "--refine", tmp_path / "second")
+    first, second = make("one"), golden(still_refiner, tmp_path / "second.edgepose")
+    for bundle, name in ((first, "first"), (second, "second")):
+        shutil.copytree(bundle.folder, tmp_path / name)
+    pair = (tmp_path / "first", "--refine", tmp_path / "second")
     code, told, err = run(*pair, "--inventory", where, "--wave", 3, EDGEPOSE_STREAM_USER="a:b c'd")
     assert (code, [each["state"] for each in told]) == (0, ["streams"] * 3), err
     for board, port, result in zip(boards, ports, told, strict=True):
         assert board.linked("live") == result["told"]["release"]
         assert result["told"]["url"] == f"rtsp://127.0.0.1:{port}/pose"
+        assert Bundle.open(board.shelf / "live" / "bundle").files == first.files
         assert Bundle.open(board.shelf / "live" / "refine").files == second.files
         assert read_rtsp(f"rtsp://a:b%20c%27d@127.0.0.1:{port}/pose", 2)
 
