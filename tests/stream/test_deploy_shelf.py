@@ -61,6 +61,8 @@ def test_a_second_bundle_is_a_part_of_the_release(
         assert Bundle.open(release.bundle).files == bundle.files
         assert release.second is not None
         assert Bundle.open(release.second).files == second.files
+    measured = seconds[0].with_files({"ledger.json": b"{}"})  # as a board's proof does
+    assert shelf.stage(bundle, STREAMING, measured) == releases[1]
     taken(shelf, releases[1])
     live = shelf.live()
     assert live is not None

@@ -19,7 +19,7 @@ from edgepose.calibration.sample import Person
 from edgepose.calibration.score import bootstrap_difference, evaluate, keypoint_drift
 from edgepose.calibration.watch import Look, Watch, compared
 from edgepose.runtime.backend import CPU_VIEWS, Backend, open_backend
-from edgepose.runtime.bundle import Bundle
+from edgepose.runtime.bundle import LEDGER, Bundle
 from edgepose.runtime.errors import EdgeposeError
 from edgepose.runtime.estimator import Estimator
 from edgepose.runtime.oks import F64
@@ -30,7 +30,6 @@ from edgepose.runtime.stream.camera_path import CameraPath
 from edgepose.runtime.topdown.twostage import TwoStage
 
 ONNX_FP32, ONNX_INT8 = "ONNX FP32 (CPU)", "ONNX INT8 (CPU)"
-LEDGER = "ledger.json"  # in a bundle
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ FORMAT = "edgepose-bundle"
 VERSION = 2  # 1 had no seal: a changed byte of its spec went unseen
 INDEX = "bundle.json"
 SEAL = "sha256"  # key in INDEX of the hash of all the rest of it
+LEDGER = "ledger.json"  # what was measured of a bundle; boards add to it
 ZIP_SUFFIX = ".edgepose"
 _PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # What zipfile raises over damaged bytes, by where they lie: it has no error of its own for all of them. Of

@@ -17,8 +17,9 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from edgepose.runtime.bundle import INDEX, Bundle
+from edgepose.runtime.bundle import INDEX, LEDGER, SEAL, Bundle
 from edgepose.runtime.deploy.streaming import Streaming
 from edgepose.runtime.drafts import draft_folder, read_json
 from edgepose.runtime.errors import EdgeposeError
@@ -174,8 +175,15 @@ def _keep(bundle: Bundle, folder: Path) -> None:
     Bundle.open(folder)  # a disk may lose what it was given
 
 
+def _content(bundle: Bundle) -> dict[str, Any]:
+    """Of a bundle's index what makes it this one: its rows in a ledger, of here or elsewhere, do not."""
+    index: dict[str, Any] = read_json(bundle.folder / INDEX, "a bundle index")
+    files = {name: digest for name, digest in bundle.files.items() if name != LEDGER}
+    return {key: value for key, value in index.items() if key != SEAL} | {"files": files}
+
+
 def identity(bundle: Bundle, streaming: Streaming, second: Bundle | None = None) -> str:
     """The name of the release that these make."""
-    index, *more = (read_json(one.folder / INDEX, "a bundle index") for one in (bundle, second) if one)
-    text = json.dumps([index, streaming.to_dict(), *more], sort_keys=True)
+    first, *more = (_content(one) for one in (bundle, second) if one)
+    text = json.dumps([first, streaming.to_dict(), *more], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_ID]
