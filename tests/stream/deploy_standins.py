@@ -26,13 +26,20 @@ def golden(still: Path, path: Path, note: str = "", moved_px: int = 0) -> Bundle
     shutil.copy2(still, path)
     bundle, packed = Bundle.open(path), io.BytesIO()
     arrays = {
-        f"{graph}.{view}/{name}": array + moved_px if name == "keypoints" else np.roll(array, moved_px, -1)
+        f"{graph}.{view}/{name}": moved(name, array, moved_px)
         for graph in bundle.spec.graphs
         for name, array in constants(bundle, graph).items()
         for view in ("fp32", "int8.ort")
     }
     np.savez(packed, frames=np.zeros((1, bundle.spec.height, bundle.spec.width, 3), np.uint8), **arrays)
     return bundle.with_files({"golden.npz": packed.getvalue(), "README.md": note.encode()})
+
+
+def moved(name: str, array: np.ndarray, pixels: int) -> np.ndarray:
+    """The joints of an output, elsewhere."""
+    if name == "keypoints":
+        return array + np.float32(pixels)
+    return np.roll(array, pixels, -1) if name.endswith("heatmaps") else array
 
 
 def constants(bundle: Bundle, graph: str) -> dict[str, np.ndarray]:
