@@ -90,8 +90,9 @@ class Wish:
 def deployed(shelf: Shelf, bundle: Bundle, wish: Wish, patience_s: float) -> Deployed:
     """Take the bundle live here, if it is proven and streams within `patience_s`; else all stays as it was.
 
-    Raises what `Wish.granted` and `require_pair` raise, GateFailed for one that fails its proof, HardwareError
-    when it does not stream: what was live then streams again, or the sentence says that it does not.
+    Raises what `Wish.granted` and `require_pair` raise, GateFailed for one that fails its proof,
+    HardwareError when it does not stream: what was live then streams again, or the sentence says that it does
+    not.
     """
     with shelf.locked():
         _end_of_last_trial(shelf)
