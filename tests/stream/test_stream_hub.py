@@ -1,7 +1,9 @@
-"""What the hub hands to viewers that jam or pause, told by stand-ins for their GStreamer elements."""
+"""What the hub hands to viewers that jam or pause, told by stand-ins for their elements; how a server ends."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,3 +111,46 @@ def test_after_a_pause_a_viewer_begins_with_a_key_frame(paused: int) -> None:
     broadcast.media.base_ns = (10 + paused + 2) * FRAME_NS
     broadcast.send(6)
     assert broadcast.taken() == [1, 0, 0]
+
+
+# In a process of its own: what it is about is a thread of GStreamer's that never ends, and its complaints.
+_CLOSED_UNDER_CLIENTS_THAT_TALK = """
+import contextlib, os, socket, threading, time, urllib.parse
+from edgepose.runtime.stream.grammar import parse_endpoint
+from edgepose.runtime.stream.rtsp import Hub, Server
+
+def talk():
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as client:
+        while True:
+            client.sendall(20 * b"OPTIONS rtsp://127.0.0.1/poses RTSP/1.0\\r\\nCSeq: 1\\r\\n\\r\\n")
+            if not client.recv(65536):
+                return
+
+for _ in range(5):
+    server = Server(parse_endpoint("127.0.0.1:0/poses"), Hub())
+    server.serve()
+    port = urllib.parse.urlsplit(server.url).port
+    talkers = [threading.Thread(target=talk, daemon=True) for _ in range(4)]
+    for talker in talkers:
+        talker.start()
+    time.sleep(0.2)
+    server.close()
+    for talker in talkers:
+        talker.join(2)
+        assert not talker.is_alive()
+time.sleep(0.1)
+start_s = time.process_time()
+time.sleep(0.5)
+print(f"{time.process_time() - start_s:.2f} s")
+os._exit(0)  # else a thread that never ends keeps the interpreter
+"""
+
+
+def test_a_server_that_closes_while_clients_talk_leaves_no_thread_behind() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _CLOSED_UNDER_CLIENTS_THAT_TALK], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stderr[:500], done.returncode) == ("", 0)
+    assert (
+        float(done.stdout.split()[0]) < 0.25
+    )  # of half a second; a thread that reads for ever takes all of it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -21,6 +22,7 @@ _ROLE = "viewer"
 _BACKLOG_BYTES = 4_000_000  # waiting for one viewer; beyond it that viewer loses frames, nobody else does
 _RECENT = 240  # messages kept for a viewer whose first key frame is still in the encoder
 _SWEEP_S = 2.0
+_GOODBYE_S = 0.5  # for viewers' threads to end before the interpreter does, whose code they call
 
 # timestamp-offset=0 on both: frame and poses with one PTS get one RTP timestamp, the exact key of pairing.
 _MEDIA = (
@@ -137,6 +139,7 @@ class Server:
         self._endpoint = endpoint
         self._hub = hub
         self._players: set[int] = set()
+        self._sockets: dict[int, Any] = {}  # of the open connections
         self._server = GstRtspServer.RTSPServer()
         self._server.set_address(endpoint.host)
         self._server.set_service(str(endpoint.port))
@@ -192,11 +195,17 @@ class Server:
         self._hub.add(media)
 
     def _on_client(self, _server: Any, client: Any) -> None:
-        client.connect("play-request", self._on_play, time.monotonic_ns())
+        connection = time.monotonic_ns()
+        self._sockets[connection] = client.get_connection().get_read_socket()
+        client.connect("play-request", self._on_play, connection)
+        client.connect("closed", self._on_closed, connection)
 
     def _on_play(self, _client: Any, _context: Any, connection: int) -> None:
         self._players.add(connection)
         self._hub.wants_key()
+
+    def _on_closed(self, _client: Any, connection: int) -> None:
+        self._sockets.pop(connection, None)
 
     def _run(self) -> None:
         GLib = gst.namespace("GLib")
@@ -216,13 +225,19 @@ class Server:
         """Refuse new viewers, then send the present ones away."""
         if not self._running:
             return
-        GstRtspServer = gst.namespace("GstRtspServer")
         self._source.destroy()
         del self._source  # the last reference: only then is the port free again
-        self._server.client_filter(lambda _server, _client: GstRtspServer.RTSPFilterResult.REMOVE)
         self._running = False
         self._context.wakeup()
         self._thread.join(1.0)
+        # Only its own thread may close a client: while that reads a request, RTSPClient.close() by another
+        # takes its stream away, and it reads nothing for ever. So each finds its connection at an end.
+        for socket in list(self._sockets.values()):
+            with contextlib.suppress(gst.namespace("GLib").Error):  # it has just left
+                socket.shutdown(True, True)
+        end_s = time.monotonic() + _GOODBYE_S
+        while self._sockets and time.monotonic() < end_s:
+            time.sleep(0.005)
 
 
 def _reason(error: Any) -> str:
