@@ -1,4 +1,4 @@
-"""What the hub hands to viewers that jam or pause, told by stand-ins for their elements; how a server ends."""
+"""What the hub hands to viewers that jam or pause, told by stand-ins for their elements; a server's end."""
 
 from __future__ import annotations
 
