@@ -7,31 +7,13 @@ import numpy.typing as npt
 import onnx
 import pytest
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from byte_graphs import IN, OUT, graph_of
+from onnx import ModelProto, helper
 from torch.nn import functional
 
 from edgepose.compression.execution import outputs_of
-from edgepose.compression.graph import Graph, copy, count_ops
-from edgepose.export.cpu_kernels import as_calibrated, fold_products, move_as_bytes, split_groups
-
-IN, OUT = np.float32(0.5), np.float32(8.0)  # steps; powers of two, so that floats are exact
-
-
-def graph_of(
-    nodes: list[NodeProto], constants: dict[str, npt.NDArray[np.generic]], shape: list[int]
-) -> ModelProto:
-    """x -> Q -> DQ -> d, then `nodes` up to y."""
-    constants = {"in": np.array(IN), "out": np.array(OUT), "z": np.array(0, np.uint8), **constants}
-    pair = [
-        helper.make_node("QuantizeLinear", ["x", "in", "z"], ["q"], "Q"),
-        helper.make_node("DequantizeLinear", ["q", "in", "z"], ["d"], "DQ"),
-    ]
-    ends = [
-        helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", shape), ("y", [None] * 4))
-    ]
-    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-    graph = helper.make_graph([*pair, *nodes], "g", ends[:1], ends[1:], tensors)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+from edgepose.compression.graph import Graph, count_ops
+from edgepose.export.cpu_kernels import as_calibrated, move_as_bytes, split_groups
 
 
 def grouped(
@@ -129,71 +111,3 @@ def test_values_are_moved_as_bytes() -> None:
     (found,) = outputs_of(model, [{"x": images}])
     expected = 1 / (1 + np.exp(-chosen)) + table[[2, 0]]
     np.testing.assert_allclose(found["y"], expected, rtol=1e-6)
-
-
-def normalised(
-    factors: npt.NDArray[np.float32], *, axis: int = -1, second_reader: bool = False
-) -> ModelProto:
-    """x -> LayerNormalization of 4 channels -> times `factors` -> y; perhaps the norm alone is read, too."""
-    rng = np.random.default_rng(1)
-    nodes = [
-        helper.make_node("LayerNormalization", ["d", "own", "shift"], ["n"], "norm", axis=axis, epsilon=1e-5),
-        helper.make_node("Mul", ["n", "factors"], ["m"], "smooth"),
-        helper.make_node("Add", ["m", "n" if second_reader else "m"], ["y"], "add"),
-    ]
-    shape = [4, 4] if axis == -2 else [4]
-    constants: dict[str, npt.NDArray[np.generic]] = {
-        "own": rng.normal(size=shape).astype(np.float32),
-        "shift": rng.normal(size=shape).astype(np.float32),
-        "factors": factors,
-    }
-    return graph_of(nodes, constants, [2, 5, 4, 4])
-
-
-FACTORS = np.array([0.5, 3, -2, 7], np.float32)
-
-
-@pytest.mark.parametrize("shape", [(4,), (1, 1, 4)])
-def test_a_normalisation_takes_the_product_behind_it_in(shape: tuple[int, ...]) -> None:
-    model = normalised(FACTORS.reshape(shape))
-    before = copy(model)
-    images = 30 * np.random.default_rng(2).normal(size=(2, 5, 4, 4)).astype(np.float32)
-    fold_products(model)
-    onnx.checker.check_model(model, full_check=True)
-    graph = Graph(model)
-    assert "smooth" not in graph.named
-    assert graph.named["add"].input[0] == graph.named["norm"].output[0]
-    steps = torch.from_numpy(np.clip(np.rint(images / IN), 0, 255) * IN)
-    own, shift = (torch.from_numpy(graph.value(name).copy()) for name in ("own", "shift"))
-    expected = 2 * functional.layer_norm(steps, (4,), own, shift, 1e-5) * torch.from_numpy(FACTORS)
-    (found,) = outputs_of(model, [{"x": images}])
-    np.testing.assert_allclose(found["y"], expected.numpy(), rtol=1e-5, atol=1e-5)
-
-    undone = as_calibrated(model)
-    named = Graph(undone).named
-    assert [(n.op_type, n.name, list(n.output)) for n in undone.graph.node] == [
-        (n.op_type, n.name, list(n.output)) for n in before.graph.node
-    ]
-    assert list(named["norm"].input) == ["d", "own", "shift"]
-    np.testing.assert_array_equal(Graph(undone).value(named["smooth"].input[1]), FACTORS)
-    for one, other in zip(
-        outputs_of(undone, [{"x": images}]), outputs_of(before, [{"x": images}]), strict=True
-    ):
-        np.testing.assert_array_equal(one["y"], other["y"])
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        normalised(FACTORS, second_reader=True),
-        normalised(np.full(1, 2, np.float32)),
-        normalised(FACTORS, axis=-2),
-        normalised(np.arange(16, dtype=np.float32).reshape(4, 4)),
-        normalised(FACTORS.reshape(4, 1)),
-    ],
-    ids=["read twice", "one factor", "a norm of two axes", "of two axes", "of another axis"],
-)
-def test_other_products_stay(model: ModelProto) -> None:
-    before = list(model.graph.node)
-    fold_products(model)
-    assert list(model.graph.node) == before

@@ -44,6 +44,12 @@ class Graph:
         """The constant called `name`, or None when it is computed or absent."""
         return numpy_helper.to_array(self.constants[name]) if name in self.constants else None
 
+    def constant(self, name: str) -> Array:
+        """The constant called `name`, which has to be one."""
+        value = self.value(name)
+        assert value is not None, f"{name}: computed"
+        return value
+
     def before_pair(self, tensor: str) -> str | None:
         """The tensor that enters the Q/DQ pair whose output is `tensor`; None when no pair makes it."""
         dequantize = self.producers.get(tensor)
@@ -119,6 +125,11 @@ def drop_dead(model: ModelProto) -> None:
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(kept)
     model.graph.initializer.extend(constants)
+
+
+def place_of(model: ModelProto, node: NodeProto) -> int:
+    """Where among the model's nodes this one stands."""
+    return next(index for index, other in enumerate(model.graph.node) if other is node)
 
 
 def set_constant(model: ModelProto, name: str, value: npt.ArrayLike) -> str:

@@ -32,7 +32,10 @@ SETTINGS: dict[str, str | bool] = {
     "smooth_quant": False,
     "boundaries": "results of INT8 convolutions that only float layers read are INT8",
 }
-TRANSFORMER_SETTINGS: dict[str, str | bool] = {"model_type": "transformer", "smooth_quant": True}
+TRANSFORMER_SETTINGS: dict[str, str | bool] = {
+    "model_type": "transformer",
+    "smooth_quant": "behind LayerNorms",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +60,15 @@ def quantize(
     _require_quantizable(model, len(feeds), family)
     nncf = load_nncf()
     plan = kept_float((node.name for node in model.graph.node), keep) | float_plan(model, family)
-    with trt_target(), quiet_bars(), _explained(model, feeds):
+    attention = family in TRANSFORMERS
+    with trt_target(attention), quiet_bars(), _explained(model, feeds):
         result = nncf.quantize(
             copy(model),
             nncf.Dataset(feeds),
             preset=nncf.QuantizationPreset.PERFORMANCE,
             subset_size=len(feeds),
             advanced_parameters=advanced(),
-            model_type=nncf.ModelType.TRANSFORMER if family in TRANSFORMERS else None,
+            model_type=nncf.ModelType.TRANSFORMER if attention else None,
             ignored_scope=nncf.IgnoredScope(names=list(plan)) if plan else None,
         )
     if not any(node.op_type == QUANTIZE for node in result.graph.node):
@@ -72,7 +76,7 @@ def quantize(
         raise EdgeposeError(f"the model has no layer that can be INT8{why}")
     broken = quantized_despite_plan(result, plan)
     assert not broken, f"NNCF quantized what the plan keeps float: {broken}"
-    settings = {**SETTINGS, **(TRANSFORMER_SETTINGS if family in TRANSFORMERS else {}), "images": len(feeds)}
+    settings = {**SETTINGS, **(TRANSFORMER_SETTINGS if attention else {}), "images": len(feeds)}
     return Quantized(quantize_boundaries(result, plan, feeds), plan, settings)
 
 

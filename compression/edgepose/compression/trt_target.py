@@ -53,7 +53,7 @@ def _name_layers_by_their_whole_paths() -> None:
     FunctionHookMode.get_current_relative_name = whole
 
 
-def _table() -> tuple[Any, ...]:
+def _table(attention: bool) -> tuple[Any, ...]:
     """NNCF `OpDesc` for every operator that may be touched; all others stay float.
 
     Signed, symmetric, activations per tensor, weights per output channel: NvInfer.h, IQuantizeLayer. Without
@@ -74,14 +74,24 @@ def _table() -> tuple[Any, ...]:
 
     activation = (space(Granularity.PER_TENSOR, narrow=False),)
     weight = (space(Granularity.PER_CHANNEL, Granularity.PER_TENSOR, narrow=True),)
+    layout = (Op.RESHAPE, Op.FLATTEN, Op.SQUEEZE, Op.UNSQUEEZE, Op.TRANSPOSE)
     weighted = (Op.CONVOLUTION, Op.DEPTHWISE_CONVOLUTION, Op.MAT_MUL)
-    moves = [Op.MAX_POOL, Op.RESHAPE, Op.FLATTEN, Op.SQUEEZE, Op.UNSQUEEZE, Op.TRANSPOSE, Op.SPLIT]
-    moves += [Op.VARIADIC_SPLIT, Op.SLICE, Op.STRIDED_SLICE, Op.BROADCAST, Op.TILE, Op.PAD]
+    moves = [
+        Op.MAX_POOL,
+        Op.SPLIT,
+        Op.VARIADIC_SPLIT,
+        Op.SLICE,
+        Op.STRIDED_SLICE,
+        Op.BROADCAST,
+        Op.TILE,
+        Op.PAD,
+    ]
     return (
         *(OpDesc(type=op, activations=activation, weights=weight) for op in (*weighted, Op.ADD)),
         *(OpDesc(type=op, activations=activation) for op in (Op.AVG_POOL, Op.INTERPOLATE)),
         OpDesc(type=Op.CONCAT, attributes={SCALES: UNIFIED}),  # unequal input scales cost a requantization
-        *(OpDesc(type=op) for op in moves),
+        # A pair before them is not a layer's own; attention lays its heads out anew between two layers.
+        *(OpDesc(type=op) for op in (*moves, *(() if attention else layout))),
     )
 
 
@@ -120,22 +130,36 @@ def least_error_ranges(shown: Iterable[Mapping[str, Array]]) -> dict[str, float]
 
 
 @contextlib.contextmanager
-def trt_target() -> Iterator[None]:
-    """NNCF places and chooses quantizers for TensorRT inside this block.
+def trt_target(attention: bool = False) -> Iterator[None]:
+    """NNCF places and chooses quantizers for TensorRT inside this block, and smooths behind norms alone.
 
-    It replaces a function that NNCF 3.4 keeps to itself; hence the pin `nncf>=3.4,<3.5` and the linter.
+    SmoothQuant (ICML 2023, section 4.2) does so: a LayerNormalization takes the factors in. NNCF smooths what
+    a GELU makes as well, where they stay an operation of their own. In networks of `attention` blocks every
+    pair stands right before its layer.
+
+    It replaces two functions that NNCF 3.4 keeps to itself; hence the pin `nncf>=3.4,<3.5` and the linter.
     NNCF's log is silent inside: it is about placements that the linter and the float plan report better.
     """
     load_nncf()
     import nncf.common.hardware.config as hardware
+    from nncf.quantization.algorithms.smooth_quant.algorithm import SmoothQuant
 
-    table, original = _table(), hardware.get_hw_setup
+    table, target, smoothed = _table(attention), hardware.get_hw_setup, SmoothQuant._get_nodes_to_smooth_data
     logger = logging.getLogger("nncf")
     level = logger.level
+
+    def behind_norms(self: Any, graph: Any, kinds: Any) -> list[tuple[Any, int]]:
+        def maker(node: Any, port: int) -> str:
+            return str(graph.get_input_edge_by_port_id(node, port).from_node.node_type)
+
+        found = smoothed(self, graph, kinds)
+        return [(node, port) for node, port in found if maker(node, port) == "LayerNormalization"]
+
     hardware.get_hw_setup = lambda target_device: table
+    SmoothQuant._get_nodes_to_smooth_data = behind_norms
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        hardware.get_hw_setup = original
+        hardware.get_hw_setup, SmoothQuant._get_nodes_to_smooth_data = target, smoothed
         logger.setLevel(level)

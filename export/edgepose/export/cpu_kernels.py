@@ -20,12 +20,13 @@ from edgepose.compression.graph import (
     attribute,
     copy,
     drop_dead,
+    place_of,
     set_constant,
 )
+from edgepose.export.cpu_products import floats_of, part_products, part_products_of_bytes
 
 WIDTH = 32  # input channels of a whole convolution that stands for a few groups: 24 to 48 are as fast
 SPLIT, BYTES = "/Split", "/bytes"  # what names end in: of a node, of a tensor
-_PARTS = ("/scale", "/bias")  # of a LayerNormalization that has taken a product in: of tensors and nodes
 _MOVES = frozenset({"Reshape", "Transpose", "Gather", "Flatten", "Squeeze", "Unsqueeze"})
 
 
@@ -50,7 +51,7 @@ def split_groups(model: ModelProto) -> None:
     for node in graph.nodes:
         found = _grouped(graph, node)
         if found is not None:
-            place = _place(model, found.after)
+            place = place_of(model, found.after)
             for offset, part in enumerate(_whole(model, found)):
                 model.graph.node.insert(place + offset, part)
             model.graph.node.remove(found.after)
@@ -111,8 +112,8 @@ def _part(found: Grouped, index: int, constants: Sequence[str]) -> Iterator[Node
     """One whole convolution with the pairs around it."""
     name, pair = found.conv.name, len(found.weight.input)
     values, weight = f"{name}/float/{index}", f"{name}/weight/{index}"
-    yield _dequantize([f"{name}/read/{index}", *found.before.input[1:]], values)
-    yield _dequantize(constants[:pair], weight, axis=attribute(found.weight, "axis", 1))
+    yield floats_of([f"{name}/read/{index}", *found.before.input[1:]], values)
+    yield floats_of(constants[:pair], weight, axis=attribute(found.weight, "axis", 1))
     conv = _renamed(found.conv, index, [values, weight, *constants[pair:]])
     del conv.attribute[:]
     conv.attribute.extend(entry for entry in found.conv.attribute if entry.name != "group")
@@ -131,10 +132,6 @@ def _renamed(node: NodeProto, index: int, inputs: Sequence[str]) -> NodeProto:
     twin.name, twin.output[0] = f"{node.name}/{index}", f"{node.output[0]}/{index}"
     twin.input[:] = inputs
     return twin
-
-
-def _dequantize(inputs: Sequence[str], output: str, axis: int = 1) -> NodeProto:
-    return helper.make_node(DEQUANTIZE, list(inputs), [output], f"{output}/Dequantize", axis=axis)
 
 
 def move_as_bytes(model: ModelProto) -> None:
@@ -167,46 +164,14 @@ def _swap(model: ModelProto, dequantize: NodeProto, node: NodeProto) -> None:
     """Let `node`, which reads what `dequantize` makes, read its bytes, and one like it stand behind."""
     floats, moved = node.output[0], f"{node.output[0]}{BYTES}"
     node.input[0], node.output[0] = dequantize.input[0], moved
-    model.graph.node.insert(_place(model, node) + 1, _dequantize([moved, *dequantize.input[1:]], floats))
-
-
-def fold_products(model: ModelProto) -> None:
-    """A LayerNormalization takes the product per channel behind it into its own: an operation less.
-
-    SmoothQuant (ICML 2023) leaves such products between a normalisation and an INT8 layer. Equal but for the
-    rounding of one product instead of two. The factors stay in the graph, where ONNX Runtime folds them.
-    """
-    graph = Graph(model)
-    for node in graph.nodes:
-        factors = _factors(graph, node)
-        if factors is None:
-            continue
-        norm = graph.producers[node.input[0]]
-        tensor, flat = norm.output[0], set_constant(model, f"{node.input[1]}/flat", factors)
-        for place, (own, kind) in enumerate(zip(norm.input[1:], _PARTS, strict=False), 1):
-            product = helper.make_node("Mul", [own, flat], [f"{tensor}{kind}"], f"{node.name}{kind}")
-            norm.input[place] = product.output[0]
-            model.graph.node.insert(_place(model, norm), product)
-        norm.output[0] = node.output[0]
-        model.graph.node.remove(node)
-    drop_dead(model)
-
-
-def _factors(graph: Graph, node: NodeProto) -> Array | None:
-    """The factors (C,) of a product that stands behind a LayerNormalization alone; None of any other node."""
-    norm = graph.producers.get(node.input[0]) if node.op_type == "Mul" else None
-    if norm is None or norm.op_type != "LayerNormalization":
-        return None
-    own, factors = graph.value(norm.input[1]), graph.value(node.input[1])
-    if own is None or factors is None or not graph.read_only_by(norm.output[0], node):
-        return None
-    return factors.reshape(-1) if factors.shape[-1:] == (factors.size,) == own.shape else None
+    model.graph.node.insert(place_of(model, node) + 1, floats_of([moved, *dequantize.input[1:]], floats))
 
 
 def as_calibrated(model: ModelProto) -> ModelProto:
     """A copy in which all rewrites are undone: the layers, and the names of all they make, as in floats."""
     result = copy(model)
-    _part_products(result)
+    part_products_of_bytes(result)
+    part_products(result)
     _move_as_floats(result)
     graph = Graph(result)
     for node in graph.nodes:
@@ -215,20 +180,6 @@ def as_calibrated(model: ModelProto) -> ModelProto:
             _join(result, graph, node, int(groups[1]))
     drop_dead(result)
     return result
-
-
-def _part_products(model: ModelProto) -> None:
-    graph = Graph(model)
-    for norm in graph.nodes:
-        if norm.op_type != "LayerNormalization" or not norm.input[1].endswith(_PARTS[0]):
-            continue
-        products = [graph.producers[name] for name in norm.input[1:]]
-        tensor, after = (name.removesuffix(_PARTS[0]) for name in (norm.input[1], products[0].name))
-        node = helper.make_node("Mul", [tensor, products[0].input[1]], [norm.output[0]], after)
-        model.graph.node.insert(_place(model, norm) + 1, node)
-        norm.input[1:] = [product.input[0] for product in products]
-        norm.output[0] = tensor
-    drop_dead(model)
 
 
 def _move_as_floats(model: ModelProto) -> None:
@@ -253,9 +204,9 @@ def _in_floats(model: ModelProto, graph: Graph, tensor: str, like: NodeProto, be
     for reader in graph.consumers[tensor]:
         if reader.op_type == DEQUANTIZE:
             return str(reader.output[0])
-    made = _dequantize([tensor, *like.input[1:]], f"{tensor}/floats")
+    made = floats_of([tensor, *like.input[1:]], f"{tensor}/floats")
     graph.consumers[tensor].append(made)
-    model.graph.node.insert(_place(model, before), made)
+    model.graph.node.insert(place_of(model, before), made)
     return str(made.output[0])
 
 
@@ -274,8 +225,8 @@ def _join(model: ModelProto, graph: Graph, split: NodeProto, groups: int) -> Non
     before, weight = (graph.producers[tensor] for tensor in convs[0].input[:2])
     pair = len(weight.input)
     known = [[*graph.producers[conv.input[1]].input, *conv.input[2:]] for conv in convs]
-    values = [[_value(graph, tensor) for tensor in tensors] for tensors in zip(*known, strict=True)]
-    inputs = int(_value(graph, split.input[1]).sum()) // groups
+    values = [[graph.constant(tensor) for tensor in tensors] for tensors in zip(*known, strict=True)]
+    inputs = int(graph.constant(split.input[1]).sum()) // groups
     joined = [np.concatenate([_gathered(whole, inputs) for whole in values[0]])]
     joined += [np.concatenate(parts) if parts[0].ndim else parts[0] for parts in values[1:]]
     constants = [set_constant(model, f"{name}/{place}", value) for place, value in enumerate(joined)]
@@ -285,8 +236,8 @@ def _join(model: ModelProto, graph: Graph, split: NodeProto, groups: int) -> Non
     conv.input[:] = [read, f"{name}/weight", *constants[pair:]]
     conv.attribute.append(helper.make_attribute("group", groups))
     axis = attribute(weight, "axis", 1)
-    for node in (_dequantize(constants[:pair], f"{name}/weight", axis=axis), conv, *after):
-        model.graph.node.insert(_place(model, concat), node)
+    for node in (floats_of(constants[:pair], f"{name}/weight", axis=axis), conv, *after):
+        model.graph.node.insert(place_of(model, concat), node)
     model.graph.node.remove(concat)
 
 
@@ -314,13 +265,3 @@ def _gathered(whole: Array, inputs: int) -> Array:
             for group in range(groups)
         ]
     )
-
-
-def _value(graph: Graph, tensor: str) -> Array:
-    value = graph.value(tensor)
-    assert value is not None, f"{tensor}: computed"
-    return value
-
-
-def _place(model: ModelProto, node: NodeProto) -> int:
-    return next(index for index, other in enumerate(model.graph.node) if other is node)

@@ -21,7 +21,8 @@ from edgepose.compression.graph import (
     drop_dead,
     set_constant,
 )
-from edgepose.export.cpu_kernels import fold_products, move_as_bytes, split_groups
+from edgepose.export.cpu_kernels import move_as_bytes, split_groups
+from edgepose.export.cpu_products import fold_products, take_biases, unfold_patches
 from edgepose.export.half import half_typed
 
 _POSITIVE = frozenset({"Relu", "Sigmoid", "Softmax", "Abs", "Exp"})  # outputs are never below 0
@@ -48,7 +49,8 @@ def cpu_view(model: ModelProto) -> ModelProto:
 
     Values that cannot be negative become uint8 with zero point 0, equal up to saturation: they clip at 255
     steps instead of 127. The others become uint8 with zero point 128, bit for bit the same. Weights stay, but
-    for the zeros that `split_groups` puts between groups; LayerNorms take in the products behind them.
+    for the zeros that `split_groups` puts between groups; LayerNorms take in the products behind them,
+    products the biases, and patches are products.
     """
     model = copy(model)
     graph = Graph(model)
@@ -65,6 +67,8 @@ def cpu_view(model: ModelProto) -> ModelProto:
     split_groups(model)
     move_as_bytes(model)
     fold_products(model)
+    take_biases(model)
+    unfold_patches(model)
     del model.graph.value_info[:]  # some of it says int8
     return model
 
