@@ -106,10 +106,20 @@ BIAS = np.arange(6).astype(np.float32) / 4
 
 
 def linear(
-    *, bias: npt.NDArray[np.float32] = BIAS, first: bool = False, matrix: str = "int8", read: str = "once"
+    *,
+    bias: npt.NDArray[np.float32] = BIAS,
+    first: bool = False,
+    matrix: str = "int8",
+    read: str = "once",
+    steps: int = 1,
 ) -> ModelProto:
-    """x (2, 3, 5, 4) -> times a matrix (4, 6) -> plus a bias, perhaps the first of both -> y."""
+    """x (2, 3, 5, 4) -> times a matrix (4, 6) -> plus a bias, perhaps the first of both -> y.
+
+    `steps`: how many scales the pair in front has.
+    """
     constants: Constants = {**weights_of(4, 6), "b": bias, "floats": np.ones((4, 6), np.float32)}
+    if steps > 1:
+        constants |= {"in": np.full(steps, IN), "z": np.zeros(steps, np.uint8)}
     makers = {
         "int8": [helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], "WDQ", axis=1)],
         "computed": [helper.make_node("Transpose", ["d"], ["t"], "turn", perm=[0, 1, 3, 2])],
@@ -181,8 +191,9 @@ def test_products_of_the_same_bytes_share_them_again() -> None:
         linear(bias=np.ones(1, np.float32)),
         linear(bias=np.ones((5, 6), np.float32)),
         linear(bias=np.ones(5, np.float32), matrix="computed"),
+        linear(steps=3),
     ],
-    ids=["read twice", "in floats", "one value", "of two axes", "of two activations"],
+    ids=["read twice", "in floats", "one value", "of two axes", "of two activations", "of several steps"],
 )
 def test_other_sums_stay(model: ModelProto) -> None:
     before = list(model.graph.node)
@@ -192,10 +203,16 @@ def test_other_sums_stay(model: ModelProto) -> None:
 
 
 def patches(
-    side: int = 4, *, stride: int = 4, groups: int = 1, perm: tuple[int, ...] = (0, 2, 1), pads: int = 0
+    side: int = 4,
+    *,
+    stride: int = 4,
+    groups: int = 1,
+    perm: tuple[int, ...] = (0, 2, 1),
+    pads: int = 0,
+    apart: int = 1,
 ) -> ModelProto:
     """x (2, 3, 8, 12) -> convolution to 6 channels -> tokens (2, 6, h*w), turned as `perm` says -> y."""
-    h, w = ((size + 2 * pads - side) // stride + 1 for size in (8, 12))
+    h, w = ((size + 2 * pads - (side - 1) * apart - 1) // stride + 1 for size in (8, 12))
     turned = {
         **weights_of(3 // groups, side, side, 6),
         "b": BIAS,
@@ -207,7 +224,7 @@ def patches(
         helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], "WDQ", axis=0),
         helper.make_node(
             *("Conv", ["d", "wd", "b"], ["c"], "patches"),
-            **{"strides": [stride] * 2, "pads": [pads] * 4, "group": groups},
+            **{"strides": [stride] * 2, "pads": [pads] * 4, "dilations": [apart] * 2, "group": groups},
         ),
         helper.make_node("Reshape", ["c", "flat"], ["f"], "flatten"),
         helper.make_node("Transpose", ["f"], ["t"], "turn", perm=perm),
@@ -244,10 +261,19 @@ def test_patches_become_one_product() -> None:
         patches(groups=3),
         patches(1, stride=1),
         patches(pads=2),
+        patches(2, stride=2, apart=3),
         patches(perm=(1, 2, 0)),
         linear(),
     ],
-    ids=["overlapping", "in groups", "of one pixel", "padded", "turned otherwise", "no convolution"],
+    ids=[
+        "overlapping",
+        "in groups",
+        "of one pixel",
+        "padded",
+        "spread out",
+        "turned otherwise",
+        "no convolution",
+    ],
 )
 def test_other_convolutions_stay(model: ModelProto) -> None:
     before = list(model.graph.node)

@@ -26,7 +26,7 @@ class Scope:
 # Families made of attention blocks, for which NNCF has a mode of its own: it also moves the spread of the
 # channels from activations into weights (SmoothQuant). On a half-trained sharpose_tiny joints then drift by
 # 0.02 px in the median and 0.10 px at the 95th percentile, without SmoothQuant 0.03 and 0.20, in the plain
-# mode 0.04 and 0.32. The products that it leaves behind are taken in by LayerNorms where they follow one.
+# mode 0.04 and 0.32. It works behind LayerNorms alone, which take in the products that it leaves behind.
 TRANSFORMERS = frozenset({"sharpose"})
 
 FLOAT_SCOPES: dict[str, tuple[Scope, ...]] = {
