@@ -18,6 +18,8 @@ from edgepose.compression.execution import outputs_of
 from edgepose.compression.graph import Graph, copy, count_ops
 from edgepose.export.cpu_kernels import as_calibrated
 from edgepose.export.cpu_products import fold_products, take_biases, unfold_patches
+from edgepose.export.legalise import legalise
+from edgepose.export.lint import errors, lint
 
 Constants = dict[str, npt.NDArray[np.generic]]
 
@@ -279,6 +281,16 @@ def test_other_convolutions_stay(model: ModelProto) -> None:
     before = list(model.graph.node)
     unfold_patches(model)
     assert list(model.graph.node) == before
+
+
+@pytest.mark.parametrize(("model", "kind"), [(linear(), "MatMul"), (patches(), "Conv")])
+def test_tensorrt_gets_the_layers_back(model: ModelProto, kind: str) -> None:
+    take_biases(model)
+    unfold_patches(model)
+    assert "Q10" in {finding.rule for finding in errors(lint(model, "10.3"))}  # no standard operator
+    legal = legalise(model, "10.3").model
+    assert errors(lint(legal, "10.3")) == []
+    assert count_ops(legal)[kind] == 1
 
 
 def assert_same_layers(found: ModelProto, expected: ModelProto) -> None:
