@@ -11,11 +11,13 @@ import onnxruntime as ort
 import pytest
 import torch
 from byte_graphs import IN, graph_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import ModelProto, helper
 from torch.nn import functional
 
 from edgepose.compression.execution import outputs_of
-from edgepose.compression.graph import Graph, copy, count_ops
+from edgepose.compression.graph import Graph, copy, count_ops, drop_dead
 from edgepose.export.cpu_kernels import as_calibrated
 from edgepose.export.cpu_products import fold_products, take_biases, unfold_patches
 from edgepose.export.legalise import legalise
@@ -281,6 +283,52 @@ def test_other_convolutions_stay(model: ModelProto) -> None:
     before = list(model.graph.node)
     unfold_patches(model)
     assert list(model.graph.node) == before
+
+
+@st.composite
+def tokens(draw: st.DrawFn) -> ModelProto:
+    """Layers of tokens (2, 3, 5, 8), each a product of what one before made, perhaps biased, in pairs."""
+    bytes_, constants, nodes = ["d"], {}, []
+    for index in range(draw(st.integers(1, 4))):
+        name, source = f"layer{index}", draw(st.sampled_from(bytes_))
+        weights = {f"{key}{index}": value for key, value in weights_of(8, 8).items()}
+        constants |= {**weights, f"b{index}": np.arange(8, dtype=np.float32) / 4 - 1}
+        pair = [f"w{index}", f"ws{index}", f"wz{index}"]
+        nodes.append(helper.make_node("DequantizeLinear", pair, [f"wd{index}"], f"{name}/W", axis=1))
+        nodes.append(helper.make_node("MatMul", [source, f"wd{index}"], [f"p{index}"], name))
+        made = f"p{index}"
+        if draw(st.booleans()):
+            both = [made, f"b{index}"]
+            nodes.append(
+                helper.make_node(
+                    "Add", both[:: draw(st.sampled_from([1, -1]))], [f"s{index}"], f"{name}/bias"
+                )
+            )
+            made = f"s{index}"
+        nodes.append(helper.make_node("QuantizeLinear", [made, "out", "z"], [f"q{index}"], f"{name}/Q"))
+        nodes.append(
+            helper.make_node("DequantizeLinear", [f"q{index}", "out", "z"], [f"f{index}"], f"{name}/DQ")
+        )
+        bytes_.append(f"f{index}")
+    nodes.append(helper.make_node("Identity", [bytes_[-1]], ["y"], "end"))
+    model = graph_of(nodes, constants, [2, 3, 5, 8])
+    drop_dead(model)
+    return model
+
+
+@settings(max_examples=40, deadline=None)
+@given(tokens())
+def test_layers_of_tokens_say_the_same_and_come_back(model: ModelProto) -> None:
+    before = copy(model)
+    take_biases(model)
+    sums = count_ops(before)["Add"]
+    assert (count_ops(model)["Add"], count_ops(model)["MatMulIntegerToFloat"]) == (0, sums)
+    undone = as_calibrated(model)
+    assert_same_layers(undone, before)
+    assert count_ops(undone) == count_ops(before)
+    feeds = [{"x": images_of(2, 3, 5, 8)}]
+    for each in (model, undone):
+        np.testing.assert_array_equal(outputs_of(each, feeds)[0]["y"], outputs_of(before, feeds)[0]["y"])
 
 
 @pytest.mark.parametrize(("model", "kind"), [(linear(), "MatMul"), (patches(), "Conv")])
