@@ -57,7 +57,7 @@ def _keep(found: Blame, about: dict[str, Any], folder: Path) -> None:
 
 
 def _print(found: Blame) -> None:
-    console = Console(file=sys.stdout, width=100)
+    console = Console(file=sys.stdout, width=110)  # names of two graphs on one line
     console.print(table(found, SHOWN_LAYERS))
     console.print(points_table(found))
     console.print(advice(found), soft_wrap=True, markup=False)
