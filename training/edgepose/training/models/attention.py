@@ -32,8 +32,9 @@ class Attention(nn.Module):
 
     def split(self, tokens: Tensor) -> Heads:
         """(..., T, C) -> what the heads see of it."""
-        parts = torch.unflatten(self.qkv(tokens), -1, (-1, self.head_dim)).transpose(-2, -3)
-        queries, keys, values = parts.chunk(3, -3)
+        parts = torch.unflatten(self.qkv(tokens), -1, (3, -1, self.head_dim))
+        n = parts.ndim
+        queries, keys, values = parts.permute(n - 3, *range(n - 4), n - 2, n - 4, n - 1).unbind()
         return Heads(queries * self.scale, keys, values)
 
     def mix(self, heads: Heads, bias: Tensor | None = None) -> Tensor:
