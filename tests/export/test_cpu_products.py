@@ -116,16 +116,19 @@ def linear(
     matrix: str = "int8",
     read: str = "once",
     steps: int = 1,
+    axis: int = 1,
 ) -> ModelProto:
     """x (2, 3, 5, 4) -> times a matrix (4, 6) -> plus a bias, perhaps the first of both -> y.
 
-    `steps`: how many scales the pair in front has.
+    `steps`: how many scales the pair in front has; `axis`: of the matrix, on which its own stand.
     """
     constants: Constants = {**weights_of(4, 6), "b": bias, "floats": np.ones((4, 6), np.float32)}
+    if axis == 0:
+        constants |= {name: constants[name][:4] for name in ("ws", "wz")}
     if steps > 1:
         constants |= {"in": np.full(steps, IN), "z": np.zeros(steps, np.uint8)}
     makers = {
-        "int8": [helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], "WDQ", axis=1)],
+        "int8": [helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], "WDQ", axis=axis)],
         "computed": [helper.make_node("Transpose", ["d"], ["t"], "turn", perm=[0, 1, 3, 2])],
     }
     nodes = [
@@ -196,8 +199,17 @@ def test_products_of_the_same_bytes_share_them_again() -> None:
         linear(bias=np.ones((5, 6), np.float32)),
         linear(bias=np.ones(5, np.float32), matrix="computed"),
         linear(steps=3),
+        linear(axis=0),
     ],
-    ids=["read twice", "in floats", "one value", "of two axes", "of two activations", "of several steps"],
+    ids=[
+        "read twice",
+        "in floats",
+        "one value",
+        "of two axes",
+        "of two activations",
+        "of several steps",
+        "scaled by inputs",
+    ],
 )
 def test_other_sums_stay(model: ModelProto) -> None:
     before = list(model.graph.node)

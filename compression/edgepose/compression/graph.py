@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,11 @@ def drop_dead(model: ModelProto) -> None:
 def place_of(model: ModelProto, node: NodeProto) -> int:
     """Where among the model's nodes this one stands."""
     return next(index for index, other in enumerate(model.graph.node) if other is node)
+
+
+def floats_of(inputs: Sequence[str], output: str, axis: int = 1) -> NodeProto:
+    """What makes floats `output` of the bytes, scale and zero point `inputs`."""
+    return onnx.helper.make_node(DEQUANTIZE, list(inputs), [output], f"{output}/Dequantize", axis=axis)
 
 
 def set_constant(model: ModelProto, name: str, value: npt.ArrayLike) -> str:

@@ -74,24 +74,18 @@ def _table(attention: bool) -> tuple[Any, ...]:
 
     activation = (space(Granularity.PER_TENSOR, narrow=False),)
     weight = (space(Granularity.PER_CHANNEL, Granularity.PER_TENSOR, narrow=True),)
-    layout = (Op.RESHAPE, Op.FLATTEN, Op.SQUEEZE, Op.UNSQUEEZE, Op.TRANSPOSE)
     weighted = (Op.CONVOLUTION, Op.DEPTHWISE_CONVOLUTION, Op.MAT_MUL)
-    moves = [
-        Op.MAX_POOL,
-        Op.SPLIT,
-        Op.VARIADIC_SPLIT,
-        Op.SLICE,
-        Op.STRIDED_SLICE,
-        Op.BROADCAST,
-        Op.TILE,
-        Op.PAD,
-    ]
+    moves = [Op.MAX_POOL, Op.SPLIT, Op.VARIADIC_SPLIT, Op.SLICE, Op.STRIDED_SLICE]
+    moves += [Op.BROADCAST, Op.TILE, Op.PAD]
+    if (
+        not attention
+    ):  # which lays its heads out anew between two layers: a pair before that is no layer's own
+        moves += [Op.RESHAPE, Op.FLATTEN, Op.SQUEEZE, Op.UNSQUEEZE, Op.TRANSPOSE]
     return (
         *(OpDesc(type=op, activations=activation, weights=weight) for op in (*weighted, Op.ADD)),
         *(OpDesc(type=op, activations=activation) for op in (Op.AVG_POOL, Op.INTERPOLATE)),
         OpDesc(type=Op.CONCAT, attributes={SCALES: UNIFIED}),  # unequal input scales cost a requantization
-        # A pair before them is not a layer's own; attention lays its heads out anew between two layers.
-        *(OpDesc(type=op) for op in (*moves, *(() if attention else layout))),
+        *(OpDesc(type=op) for op in moves),
     )
 
 

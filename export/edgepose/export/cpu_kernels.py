@@ -20,10 +20,11 @@ from edgepose.compression.graph import (
     attribute,
     copy,
     drop_dead,
+    floats_of,
     place_of,
     set_constant,
 )
-from edgepose.export.cpu_products import floats_of, part_products, part_products_of_bytes
+from edgepose.export.cpu_products import part_products, part_products_of_bytes
 
 WIDTH = 32  # input channels of a whole convolution that stands for a few groups: 24 to 48 are as fast
 SPLIT, BYTES = "/Split", "/bytes"  # what names end in: of a node, of a tensor

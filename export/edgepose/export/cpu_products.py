@@ -18,17 +18,13 @@ from edgepose.compression.graph import (
     Graph,
     attribute,
     drop_dead,
+    floats_of,
     place_of,
     set_constant,
 )
 
 VENDOR, BIASED = "com.microsoft", "MatMulIntegerToFloat"  # ONNX Runtime's contrib operators
 _PARTS = ("/scale", "/bias")  # of a LayerNormalization that has taken a product in: of tensors and nodes
-
-
-def floats_of(inputs: Sequence[str], output: str, axis: int = 1) -> NodeProto:
-    """What makes floats `output` of the bytes, scale and zero point `inputs`."""
-    return helper.make_node(DEQUANTIZE, list(inputs), [output], f"{output}/Dequantize", axis=axis)
 
 
 def fold_products(model: ModelProto) -> None:
@@ -92,6 +88,7 @@ def take_biases(model: ModelProto) -> None:
             values, weight = (graph.producers[name].input for name in product.input)
             (bias,) = (name for name in add.input if name != product.output[0])
             made = _product(product.name, (values, weight), bias, add.output)
+            # Who undoes this must know the names.
             made.doc_string = "\n".join([*product.input, product.output[0], add.name])
             model.graph.node.insert(place_of(model, add), made)
             model.graph.node.remove(add)
@@ -100,29 +97,31 @@ def take_biases(model: ModelProto) -> None:
 
 def _biased(graph: Graph, add: NodeProto) -> NodeProto | None:
     """The INT8 product to which `add`, and nothing else, adds a value for each column; None without one."""
-    if add.op_type != "Add":
-        return None
-    biases = [graph.value(name) for name in add.input]
-    if sum(bias is not None for bias in biases) != 1:
-        return None
-    bias, name = (biases[0], add.input[1]) if biases[1] is None else (biases[1], add.input[0])
-    product = graph.producers.get(name)
-    if product is None or product.op_type != "MatMul" or not graph.read_only_by(name, add):
-        return None
-    weight = _integers(graph, product)
-    fits = weight is not None and bias is not None and weight.ndim == 2 and bias.shape == weight.shape[1:]
-    return product if fits else None
+    for bias, tensor in (add.input, add.input[::-1]) if add.op_type == "Add" else ():
+        values, product = graph.value(bias), graph.producers.get(tensor)
+        if values is None or product is None or product.op_type != "MatMul":
+            continue
+        weight = _integers(graph, product, outputs=1)
+        if weight is not None and weight.ndim == 2 and values.shape == weight.shape[1:]:
+            return product if graph.read_only_by(tensor, add) else None
+    return None
 
 
-def _integers(graph: Graph, node: NodeProto) -> Array | None:
-    """The weight of a layer whose input is bytes of one scale; None of any other layer."""
+def _integers(graph: Graph, node: NodeProto, outputs: int) -> Array | None:
+    """The weight of a layer whose input is bytes of one scale; None of any other layer.
+
+    `outputs`: the axis on which the weight's own scales stand, if it has several.
+    """
     values, weight = (graph.producers.get(name) for name in node.input[:2])
     if values is None or weight is None or {values.op_type, weight.op_type} != {DEQUANTIZE}:
         return None
     if {len(values.input), len(weight.input)} != {3} or values.input[0] in graph.constants:
         return None
-    step, integers = graph.value(values.input[1]), graph.value(weight.input[0])
-    return integers if step is not None and step.size == 1 else None
+    step, integers, scales = (graph.value(name) for name in (values.input[1], *weight.input[:2]))
+    if step is None or step.size != 1 or integers is None or scales is None:
+        return None
+    fits = scales.size == 1 or attribute(weight, "axis", 1) % integers.ndim == outputs
+    return integers if fits else None
 
 
 def _product(
@@ -179,7 +178,8 @@ def _sizes(model: ModelProto) -> dict[str, list[int]]:
 
 
 def _patches(graph: Graph, conv: NodeProto, sizes: dict[str, list[int]]) -> Patches | None:
-    weight = _integers(graph, conv) if conv.op_type == "Conv" and len(conv.input) == 3 else None
+    layer = conv.op_type == "Conv" and len(conv.input) == 3
+    weight = _integers(graph, conv, outputs=0) if layer else None
     if weight is None or weight.ndim != 4 or weight.shape[2] != weight.shape[3]:
         return None
     side, size = weight.shape[2], sizes.get(conv.output[0], [])
@@ -216,8 +216,9 @@ def _unfolded(model: ModelProto, graph: Graph, found: Patches) -> Iterator[NodeP
     matrix = set_constant(model, f"{conv.name}/matrix", found.weight.reshape(C, -1).T)
     pairs = [rows, *values[1:]], [matrix, *weight[1:]]
     made = _product(conv.name, pairs, conv.input[2], found.turn.output)
-    names = [*conv.input[:2], conv.output[0], *(n for f in found[1:3] for n in (f.name, f.output[0]))]
-    made.doc_string = "\n".join(names[:-1])  # the last one is the product's own
+    flatten = found.flatten
+    names = [*conv.input[:2], conv.output[0], flatten.name, flatten.output[0], found.turn.name]
+    made.doc_string = "\n".join(names)
     yield made
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
-from edgepose.compression.graph import DEQUANTIZE, QUANTIZE, Graph, set_constant
+from edgepose.compression.graph import QUANTIZE, Graph, floats_of, set_constant
 
 
 def open_integer_operators(model: ModelProto) -> None:
@@ -28,15 +28,11 @@ def _opened(model: ModelProto, graph: Graph, node: NodeProto) -> Iterator[NodePr
         yield node
         return
     made = node.output[0]
-    yield _dequantized(node.input[0:3], f"{made}/first")
+    yield floats_of(node.input[0:3], f"{made}/first")
     # Weights have their scales on the output channels: the first axis of a convolution, the last of a matrix.
-    yield _dequantized(node.input[3:6], f"{made}/second", axis=0 if node.op_type == "QLinearConv" else -1)
+    yield floats_of(node.input[3:6], f"{made}/second", axis=0 if node.op_type == "QLinearConv" else -1)
     yield opener(model, graph, node)
     yield helper.make_node(QUANTIZE, [f"{made}/float", *node.input[6:8]], [made], f"Quantize_{made}")
-
-
-def _dequantized(inputs: list[str], output: str, axis: int = 1) -> NodeProto:
-    return helper.make_node(DEQUANTIZE, list(inputs), [output], f"Dequantize_{output}", axis=axis)
 
 
 def _conv(model: ModelProto, graph: Graph, node: NodeProto) -> NodeProto:
