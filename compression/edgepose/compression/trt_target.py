@@ -77,9 +77,8 @@ def _table(attention: bool) -> tuple[Any, ...]:
     weighted = (Op.CONVOLUTION, Op.DEPTHWISE_CONVOLUTION, Op.MAT_MUL)
     moves = [Op.MAX_POOL, Op.SPLIT, Op.VARIADIC_SPLIT, Op.SLICE, Op.STRIDED_SLICE]
     moves += [Op.BROADCAST, Op.TILE, Op.PAD]
-    if (
-        not attention
-    ):  # which lays its heads out anew between two layers: a pair before that is no layer's own
+    # Attention lays its heads out anew between two layers: a pair before that is no layer's own.
+    if not attention:
         moves += [Op.RESHAPE, Op.FLATTEN, Op.SQUEEZE, Op.UNSQUEEZE, Op.TRANSPOSE]
     return (
         *(OpDesc(type=op, activations=activation, weights=weight) for op in (*weighted, Op.ADD)),
